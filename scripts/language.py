@@ -52,7 +52,7 @@ _NAMES: Final = re.compile(
 
 def texts_of_python(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the line number and text of each comment and of each string that contains a space."""
-    source = path.read_text()
+    source = path.read_text(encoding="utf-8")
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT and not token.string.startswith("# noqa"):
             yield token.start[0], token.string.lstrip("#: ")
@@ -65,7 +65,7 @@ def texts_of_python(path: Path) -> Iterator[tuple[int, str]]:
 def texts_of_markdown(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the line number and text of each line outside of code blocks."""
     fenced = False
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if line.lstrip().startswith("```"):
             fenced = not fenced
         elif not fenced:
@@ -75,7 +75,7 @@ def texts_of_markdown(path: Path) -> Iterator[tuple[int, str]]:
 def texts_of_page(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the comments and quoted texts of a script, or the lines of HTML without tags."""
     quoted = re.compile(r"//.*|^\s*/?\*.*|\"[^\"]* [^\"]*\"|`[^`]* [^`]*`")
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if path.suffix == ".html":
             yield number, re.sub(r"<[^>]*>?|^[^<]*>", " ", line)
         else:
@@ -84,7 +84,7 @@ def texts_of_page(path: Path) -> Iterator[tuple[int, str]]:
 
 def texts_of_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the line number and text of each line."""
-    yield from enumerate(path.read_text().splitlines(), 1)
+    yield from enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
 
 
 _READERS: Final = {".py": texts_of_python, ".md": texts_of_markdown, ".yaml": texts_of_lines}

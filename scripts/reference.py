@@ -151,18 +151,23 @@ def settings_table() -> str:
 
 def command_texts() -> str:
     """The help of every command."""
-    parts = []
     context = click.Context(main, info_name="sdstream", terminal_width=100, max_content_width=100)
-    for name in main.list_commands(context):
-        command = main.get_command(context, name)
+    return "\n".join(_helps(main, context)).rstrip()
+
+
+def _helps(group: click.Group, context: click.Context) -> Iterator[str]:
+    """Yield a section for each command of a group, and for those of the groups in it."""
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         assert command is not None
         if name == "serve":
             continue  # its flags are the settings
         inner = click.Context(
             command, context, info_name=name, terminal_width=100, max_content_width=100
         )
-        parts.append(f"## sdstream {name}\n\n```text\n{command.get_help(inner)}\n```\n")
-    return "\n".join(parts).rstrip()
+        yield f"## {inner.command_path}\n\n```text\n{command.get_help(inner)}\n```\n"
+        if isinstance(command, click.Group):
+            yield from _helps(command, inner)
 
 
 def reason_table() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -344,6 +345,61 @@ def test_a_signal_ends_a_private_server(tmp_path: Path, number: int, code: int) 
     assert b"Aborted" not in error
     assert not any(Path(f"/proc/{engine}").exists() for engine in engines)
     assert [*tmp_path.iterdir()] == []
+
+
+def test_streams_that_the_caller_has_closed(tmp_path: Path, fake_server: ServerProcess) -> None:
+    """The commands work without stdin or stdout, if they do not need it."""
+
+    def run(redirection: str, *arguments: str) -> Result:
+        command = shlex.join([sys.executable, "-m", "sdstream", *arguments])
+        return subprocess.run(
+            ["sh", "-c", f"{command} {redirection}"],
+            check=False,
+            capture_output=True,
+            cwd=tmp_path,
+            env=environment(server=fake_server.url),
+            timeout=60,
+        )
+
+    result = run("<&-", "generate", "a", *QUICK, "-o", "x.png")
+    assert result.returncode == 0, said(result)
+    assert opened(tmp_path / "x.png").size == (64, 64)
+    result = run("<&-", "generate", "-")
+    assert (result.returncode, "stdin is closed." in said(result)) == (2, True)
+    result = run("<&-", "delete", "-")
+    assert (result.returncode, "stdin is closed." in said(result)) == (2, True)
+    result = run(">&-", "jobs")
+    assert (result.returncode, said(result)) == (0, "")
+    result = run(">&-", "generate", "a", "-o", "-")
+    assert (result.returncode, "stdout is closed." in said(result)) == (2, True)
+
+
+def test_an_output_without_some_characters(tmp_path: Path, fake_server: ServerProcess) -> None:
+    """A prompt that the encoding of stdout cannot express is listed with question marks."""
+    server = ("--server", fake_server.url)
+    assert sdstream("generate", "a 火 b", *QUICK, *server, folder=tmp_path).returncode == 0
+    result = subprocess.run(
+        [sys.executable, "-m", "sdstream", "jobs", "--limit", "1", *server],
+        check=False,
+        capture_output=True,
+        env={**environment(), "PYTHONIOENCODING": "latin-1"},
+        timeout=60,
+    )
+    assert result.returncode == 0, said(result)
+    assert result.stdout.rstrip().endswith(b"a ? b")
+
+
+def test_settings_that_restrict_only_other_clients(tmp_path: Path) -> None:
+    """A command without --server may use all of its private server, whatever the settings."""
+    result = sdstream(
+        *("generate", "a", *QUICK, "-O", "priority=high"),
+        folder=tmp_path,
+        engine="fake",
+        allowed_hosts="images.example",
+        api_keys="a",
+        high_priority_keys="b",
+    )
+    assert result.returncode == 0, said(result)
 
 
 def test_ctrl_c_while_a_server_draws(tmp_path: Path, fake_server: ServerProcess) -> None:

@@ -16,8 +16,9 @@ from typing import Any, Final
 
 import click
 
-from sdstream.cli.console import plain_errors
+from sdstream.cli.console import is_terminal, plain_errors
 from sdstream.cli.flags import read_settings, setting_flags
+from sdstream.cli.inputs import finite
 from sdstream.cluster import extra
 from sdstream.cluster.node import GPU_LABEL, SLOTS, command, gpu_mib
 from sdstream.cluster.setup import (
@@ -122,6 +123,7 @@ def head(port: int, ip: str | None, temp_dir: Path | None, **flags: Any) -> None
     type=click.FloatRange(0),
     default=300.0,
     show_default=True,
+    callback=finite,
     help="Seconds in which running jobs may finish after SIGTERM.",
 )
 @setting_flags("memory_mb", *_FOLDERS)
@@ -167,7 +169,7 @@ def _get_token(path: Path) -> None:
         ConfigurationError: The file cannot be used.
     """
     if not path.exists():
-        typed = click.prompt("Token of the cluster", hide_input=sys.stdin.isatty(), err=True)
+        typed = click.prompt("Token of the cluster", hide_input=is_terminal(sys.stdin), err=True)
         store_token(path, typed.strip())
     check_token(path)
 

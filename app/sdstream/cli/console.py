@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import click
 from rich.cells import cell_len, set_cell_size
@@ -23,6 +23,8 @@ from sdstream.core.text import printable
 
 #: Default address of the server.
 USUAL_SERVER: Final = "http://localhost:8000"
+
+_UNAUTHORIZED: Final = 401
 
 EXIT_FAILED: Final = 1
 EXIT_FAULT: Final = 70
@@ -69,15 +71,21 @@ def print_table(
     cells = {name: [*map(one_line, column)] for name, column in zip(headings, columns, strict=True)}
     cells = {heading: column for heading, column in cells.items() if any(column)}
     widths = {heading: max(map(cell_len, (heading, *cells[heading]))) + 2 for heading in cells}
-    width = Console().width if sys.stdout.isatty() else _WIDE
-    last = headings[-1]
+    width = Console().width if is_terminal(sys.stdout) else _WIDE
+    *others, last = widths
+    least = min(_LEAST_COLUMNS, widths[last])
     for heading in spare:
-        if sum(widths.values()) - widths.get(last, 0) + _LEAST_COLUMNS > width:
-            widths.pop(heading, None)
-    room = width - sum(needed for name, needed in widths.items() if name != last)
+        if heading in others and sum(widths.values()) - widths[last] + least > width:
+            widths.pop(heading)
+    room = width - sum(widths.values()) + widths[last]
     click.echo(click.style(_line({name: name for name in widths}, widths, room), bold=True))
     for row in range(len(columns[0])):
         click.echo(_line({name: cells[name][row] for name in widths}, widths, room))
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a standard stream is a terminal; None stands for a closed one."""
+    return stream is not None and stream.isatty()
 
 
 def _line(cells: dict[str, str], widths: dict[str, int], room: int) -> str:
@@ -133,7 +141,11 @@ def plain_errors() -> Iterator[None]:
         yield
     except OperatorError as error:
         _end(str(error), error.exit_code)
-    except (ConnectionFailed, APIError, NotInstalled, OSError) as error:
+    except APIError as error:
+        unknown_key = error.status == _UNAUTHORIZED
+        remedy = " --api-key or SDSTREAM_CLIENT_KEY sets the key." if unknown_key else ""
+        _end(f"{error}{remedy}", EXIT_FAILED)
+    except (ConnectionFailed, NotInstalled, OSError) as error:
         _end(str(error), EXIT_FAILED)
 
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
-from sdstream.cli.console import EXIT_FAILED, plain_errors
+from sdstream.cli.console import EXIT_FAILED, is_terminal, plain_errors
 from sdstream.cli.flags import ForeignFlags, read_settings
 from sdstream.core.locations import BUILTIN, is_address
 from sdstream.core.runtime_options import WTYPES
@@ -53,7 +53,7 @@ def inspect_command(file: Path, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(report.as_json()))
     else:
-        width = None if sys.stdout.isatty() else _WIDE
+        width = None if is_terminal(sys.stdout) else _WIDE
         _show(report, Console(width=width, markup=False, emoji=False, highlight=False))
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -69,8 +70,10 @@ def pairs_option(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
-def common_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options for the image, the output and the server."""
+def common_options(
+    command: Callable[..., None], output: Callable[[Callable[..., None]], Callable[..., None]]
+) -> Callable[..., None]:
+    """Add the options for the image, those for the ``output``, and those for the server."""
     options = (
         click.option("-N", "--negative-prompt", help="What to avoid; needs a cfg scale above 1."),
         model_option,
@@ -99,7 +102,7 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--upscaler", metavar="NAME", help=_UPSCALER_HELP),
         pairs_option,
-        output_options,
+        output,
         server_options,
     )
     for option in reversed(options):
@@ -130,7 +133,7 @@ def request_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Start a job on --server, print its id and exit. With --async, -o sets "
             "only the format, by its extension. 'sdstream watch ID -o FILE' downloads the images.",
         ),
-        common_options,
+        partial(common_options, output=output_options),
     )
     for option in reversed(options):
         command = option(command)
@@ -217,7 +220,7 @@ def upscale(
     folder of the server's --upscaler-dir.
     """
     options = {name: value for name, value in flags.items() if value is not None}
-    options |= chosen_options(pairs, options, output)
+    options |= chosen_options(pairs, options, output, absent=("prompt", "n"))
     saver = saver_of(output, show, options, force=force)
     with plain_errors():
         asyncio.run(_upscale(image, options, saver, server, api_key))
@@ -274,15 +277,19 @@ class _Order:
 
 
 def chosen_options(
-    pairs: tuple[tuple[str, str], ...], flags: dict[str, Any], output: str | None
+    pairs: tuple[tuple[str, str], ...],
+    flags: dict[str, Any],
+    output: str | None,
+    *,
+    absent: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Return the options of -O; raises click.UsageError."""
+    """Return the options of -O; raises click.UsageError, also for those in ``absent``."""
     if not pairs:
         return {}
     if len({*dict(pairs)}) < len(pairs):
         raise click.UsageError("-O sets the same option twice.")
     free = ("output_format",) if output == "-" else ()
-    found: dict[str, Any] = _options_module().chosen(dict(pairs), flags, free=free)
+    found: dict[str, Any] = _options_module().chosen(dict(pairs), flags, free=free, absent=absent)
     return found
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -15,7 +17,7 @@ import click
 from sdstream.cli.console import EXIT_FAILED, LateBars, one_line, plain_errors
 from sdstream.cli.generate import chosen_options, common_options, connected
 from sdstream.cli.inputs import SAMPLER, SCHEDULE, ImageInput, prompt_text
-from sdstream.cli.saver import Saver
+from sdstream.cli.saver import Saver, force_option, show_option
 from sdstream.client.answers import APIError
 from sdstream.client.calls import Call
 from sdstream.client.http import AsyncClient
@@ -29,6 +31,9 @@ USUAL_SHEET: Final = "grid.png"
 
 #: Concurrent requests. More would not be faster and would fill the queue for other clients.
 _AT_ONCE: Final = 4
+#: Status of a full queue, and the pause before the next attempt, as on the page.
+_TOO_MANY: Final = 429
+_FULL_SECONDS: Final = 1.0
 _MOST_CELLS: Final = 144
 _LARGEST_SEED: Final = 2**31
 _MAX_PIXELS: Final = 2**31 - 1
@@ -69,7 +74,7 @@ class Axis:
         if name in _AXES:
             kind = _AXES[name][1]
             try:
-                return cls(name, tuple(kind.convert(part, None, None) for part in parts))
+                return cls(name, tuple(_value(kind, part) for part in parts))
             except click.BadParameter as error:
                 raise click.UsageError(f"{flag} {name}: {error.message}") from None
         if name not in prompt:
@@ -100,6 +105,14 @@ class Axis:
             options["prompt"] = options["prompt"].replace(self.name, value)
 
 
+def _value(kind: click.ParamType[Any], text: str) -> Any:
+    """Return a value of an axis; raises click.BadParameter."""
+    value = kind.convert(text, None, None)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise click.BadParameter(f"{text} is not a finite number.")
+    return value
+
+
 #: The rows' axis of a sheet with one row. Its empty value changes nothing.
 _NO_AXIS: Final = Axis("", ("",))
 
@@ -111,6 +124,17 @@ def _once(_context: click.Context, flag: click.Parameter, texts: tuple[str, ...]
             f"{flag.opts[0]} is given {len(texts)} times; a sheet has one axis -x and one axis -y."
         )
     return texts[0] if texts else None
+
+
+def _sheet_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options -o, --force and --show."""
+    command = force_option(show_option(command))
+    return click.option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="File of the sheet, a .png [default: grid.png, or the next free name].",
+    )(command)
 
 
 @click.command()
@@ -134,7 +158,7 @@ def _once(_context: click.Context, flag: click.Parameter, texts: tuple[str, ...]
 @click.option(
     "--mask", type=ImageInput(), metavar="FILE", help="Mask: the part of --image to generate."
 )
-@common_options
+@partial(common_options, output=_sheet_options)
 def grid(
     prompt: str,
     across: str,
@@ -164,7 +188,7 @@ def grid(
     """
     options = {name: value for name, value in flags.items() if value is not None}
     options |= {"lora": list(loras)} if loras else {}
-    options |= chosen_options(pairs, options, None)
+    options |= chosen_options(pairs, options, None, absent=("n", "output_format"))
     options["prompt"] = prompt
     axes = _axes(prompt, across, down, options)
     if (mask is not None or "strength" in (axis.name for axis in axes)) and image is None:
@@ -185,9 +209,11 @@ def grid(
 
     with plain_errors():
         cells = asyncio.run(_generate(options, axes, call, server, api_key))
-    file = _sheet(cells, axes)
-    click.echo(f"{len(cells)} images{saver.save(0, file)}", err=True)
-    saver.show()
+        done = sum(isinstance(cell, bytes) for cell in cells.values())
+        if done:
+            count = f"{done} of {len(cells)}" if done < len(cells) else str(done)
+            click.echo(f"{count} images{saver.save(0, _sheet(cells, axes))}", err=True)
+            saver.show()
     failed = dict.fromkeys(cell for cell in cells.values() if isinstance(cell, str))
     for message in failed:
         click.echo(f"Error: {one_line(message)}", err=True)
@@ -231,7 +257,7 @@ async def _generate(
             async with turns:
                 found[x, y] = await _image(client, call((across.values[x], down.values[y])))
             share = 100 * len(found) / len(places)
-            bars.update(bar, share, f"{len(found)} of {len(places)} images")
+            bars.update(bar, share, f"{len(found)} of {len(places)} cells")
 
         try:
             await asyncio.gather(*(one(*place) for place in places))
@@ -241,11 +267,13 @@ async def _generate(
 
 
 async def _image(client: AsyncClient, call: Call) -> bytes | str:
-    try:
-        response = await client.run(call)
-    except APIError as error:
-        return error.message
-    return response.data[0].content
+    while True:
+        try:
+            return (await client.run(call)).data[0].content
+        except APIError as error:
+            if error.status != _TOO_MANY:
+                return error.message
+        await asyncio.sleep(_FULL_SECONDS)  # the queue is full
 
 
 def _sheet(cells: Mapping[tuple[int, int], bytes | str], axes: tuple[Axis, Axis]) -> bytes:

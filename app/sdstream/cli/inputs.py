@@ -22,6 +22,7 @@ from sdstream.core.samplers import (
     nearest_sampler,
 )
 from sdstream.core.similar import did_you_mean, most_similar
+from sdstream.core.text import shown
 
 _STDIN: Final = "-"
 _AGE: Final = re.compile(r"(\d{1,6})([mhdw])", re.ASCII)
@@ -36,10 +37,23 @@ def _from_stdin(ctx: click.Context | None, param: click.Parameter | None) -> byt
     if meta.get(_READ):
         raise click.BadParameter("only one argument can be - (stdin).", ctx, param)
     meta[_READ] = True
-    data = sys.stdin.buffer.read()
+    data = _read_stdin(ctx, param)
     if not data:
         raise click.BadParameter("stdin is empty.", ctx, param)
     return data
+
+
+def _read_stdin(ctx: click.Context | None, param: click.Parameter | None) -> bytes:
+    if sys.stdin is None:  # the caller has closed it
+        raise click.BadParameter("stdin is closed.", ctx, param)
+    return sys.stdin.buffer.read()
+
+
+def _decoded(data: bytes, ctx: click.Context | None, param: click.Parameter | None) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise click.BadParameter("stdin is not UTF-8 text.", ctx, param) from None
 
 
 class ImageInput(click.ParamType[Path | bytes]):
@@ -56,8 +70,12 @@ class ImageInput(click.ParamType[Path | bytes]):
         if value == _STDIN:
             return _from_stdin(ctx, param)
         path = Path(value)
-        if not path.is_file():
-            self.fail(f"the file {value} does not exist.", param, ctx)
+        try:
+            why = "" if path.is_file() else "is not a file" if path.exists() else "does not exist"
+        except OSError as error:
+            why = f"cannot be read: {error.strerror}"
+        if why:
+            self.fail(f"the file {shown(str(value))} {why}.", param, ctx)
         return path
 
     def shell_complete(
@@ -195,7 +213,13 @@ def prompt_text(ctx: click.Context, param: click.Parameter, value: str | None) -
     """Return the prompt; ``-`` reads the prompt from stdin."""
     if value != _STDIN:
         return value
-    try:
-        return _from_stdin(ctx, param).decode().rstrip("\n")
-    except UnicodeDecodeError:
-        raise click.BadParameter("stdin is not UTF-8 text.", ctx, param) from None
+    return _decoded(_from_stdin(ctx, param), ctx, param).rstrip("\n")
+
+
+def words(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the arguments without duplicates; ``-`` becomes the words on stdin, if any."""
+    given: list[str] = []
+    for value in values:
+        from_stdin = value == _STDIN
+        given += _decoded(_read_stdin(ctx, param), ctx, param).split() if from_stdin else [value]
+    return tuple(dict.fromkeys(given))

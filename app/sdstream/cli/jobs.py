@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -20,10 +21,10 @@ from sdstream.cli.console import (
     print_table,
     server_options,
 )
-from sdstream.cli.inputs import Moment
+from sdstream.cli.inputs import Moment, words
 from sdstream.cli.saver import Saver, force_option, show_option
-from sdstream.client.answers import APIError, understanding
-from sdstream.client.http import ENDINGS, AsyncClient
+from sdstream.client.answers import APIError, ConnectionFailed, understanding
+from sdstream.client.http import AWAY, ENDINGS, RECONNECT_SECONDS, RECONNECTS, AsyncClient
 from sdstream.client.results import JsonObject
 
 _STATUSES: Final = ("queued", "loading", "running", *ENDINGS)
@@ -117,8 +118,10 @@ def watch(
         except KeyboardInterrupt:
             click.echo(f"The job continues; sdstream watch {job} finds it again.", err=True)
             sys.exit(EXIT_INTERRUPTED)
-    if ended["status"] != "completed":
-        click.echo(f"Error: {one_line(ended['error']['message'])}", err=True)
+        with understanding():
+            failure = None if ended["status"] == "completed" else ended["error"]["message"]
+    if failure is not None:
+        click.echo(f"Error: {one_line(failure)}", err=True)
         sys.exit(EXIT_FAILED)
 
 
@@ -142,7 +145,7 @@ def cancel(job: str, server: str | None, api_key: str | None) -> None:
 
 
 @click.command()
-@click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
+@click.argument("jobs", nargs=-1, required=True, metavar="JOB...", callback=words)
 @server_options
 def delete(jobs: tuple[str, ...], server: str | None, api_key: str | None) -> None:
     """Delete jobs with their images.
@@ -151,11 +154,9 @@ def delete(jobs: tuple[str, ...], server: str | None, api_key: str | None) -> No
     command reads ids from stdin, as 'sdstream jobs --ids' prints them. If a job does not exist,
     the others are deleted and the exit code is 1.
     """
-    named = [sys.stdin.read().split() if name == "-" else [name] for name in jobs]
-    ids = [*dict.fromkeys(job for names in named for job in names)]
     with plain_errors():
-        missing = asyncio.run(_delete(ids, server, api_key))
-    click.echo(f"{len(ids) - len(missing)} deleted.")
+        missing = asyncio.run(_delete(jobs, server, api_key))
+    click.echo(f"{len(jobs) - len(missing)} deleted.")
     for job in missing:
         click.echo(f"Error: the job {one_line(job)} does not exist.", err=True)
     if missing:
@@ -183,7 +184,7 @@ async def _cancel(job: str, server: str | None, api_key: str | None) -> JsonObje
         return await client.jobs.cancel(job)
 
 
-async def _delete(jobs: list[str], server: str | None, api_key: str | None) -> list[str]:
+async def _delete(jobs: Sequence[str], server: str | None, api_key: str | None) -> list[str]:
     """Delete jobs; return the ids of those that do not exist."""
     missing = []
     async with AsyncClient(server or USUAL_SERVER, api_key) as client:
@@ -203,24 +204,45 @@ async def _watch(job: str, saver: Saver, server: str | None, api_key: str | None
         bars, bar = LateBars(), None
         try:
             async for known in client.jobs.follow(job):
+                with understanding():
+                    expected = known["parameters"]["n"], known["output_format"]
+                    percent, news = float(known["progress"]), _news(known)
                 # The first event has these fields, so an unsuitable -o is reported before the end.
-                saver.expect(known["parameters"]["n"], known["output_format"])
+                saver.expect(*expected)
                 bar = bars.add() if bar is None else bar
-                bars.update(bar, known["progress"], _news(known))
+                bars.update(bar, percent, news)
         finally:
             bars.stop()
         if saver.wants_images:
-            await _fetch(client, known["images"], saver)
+            with understanding():
+                images = [(one["index"], one["seed"], one["url"]) for one in known["images"]]
+            await _fetch(client, images, saver)
         return known
 
 
-async def _fetch(client: AsyncClient, images: list[JsonObject], saver: Saver) -> None:
-    for image in images:
+async def _fetch(
+    client: AsyncClient, images: Sequence[tuple[int, int, str | None]], saver: Saver
+) -> None:
+    for index, seed, url in images:
         said = ", which the server did not store for lack of space"
-        if image["url"] is not None:
-            said = saver.save(image["index"], await client.image(image["url"]))
-        click.echo(f"seed {image['seed']}{said}", err=True)
+        if url is not None:
+            said = saver.save(index, await _downloaded(client, url))
+        click.echo(f"seed {seed}{said}", err=True)
     saver.show()
+
+
+async def _downloaded(client: AsyncClient, url: str) -> bytes:
+    """Download an image, over lost connections and restarts of the server."""
+    for _ in range(RECONNECTS):
+        try:
+            return await client.image(url)
+        except ConnectionFailed:
+            pass
+        except APIError as error:
+            if error.status not in AWAY:
+                raise
+        await asyncio.sleep(RECONNECT_SECONDS)
+    return await client.image(url)
 
 
 def _news(job: JsonObject) -> str:

@@ -13,7 +13,10 @@ Exit codes:
 from __future__ import annotations
 
 import importlib
+import io
+import re
 import signal
+import sys
 from typing import Any, Final, NamedTuple
 
 import click
@@ -22,6 +25,10 @@ from click.shell_completion import CompletionItem
 from sdstream import __version__
 from sdstream.cli.console import EXIT_INTERRUPTED
 from sdstream.core.similar import did_you_mean, most_similar
+from sdstream.core.text import shown
+
+#: What Python makes of a byte of an argument that is not UTF-8.
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 class _Command(NamedTuple):
@@ -74,6 +81,15 @@ class _Commands(click.Group):
     Ctrl-C ends a command without a message, with the exit code that shells use. Listing commands
     and completing their names imports no command.
     """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # Its encoding may lack characters of prompts; stderr writes them as escapes by default.
+            sys.stdout.reconfigure(errors="replace")
+        for arg in args:
+            if _SURROGATE.search(arg) and not ctx.resilient_parsing:
+                ctx.fail(f"The argument '{shown(arg)}' is not UTF-8 text.")
+        return super().parse_args(ctx, args)
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return [*COMMANDS]

@@ -140,12 +140,12 @@ def _file_at(address: str) -> HubFile:
         raise HubError(f"{error}.") from None
 
 
-def _pulled_variant(catalog: Catalog, name: str) -> Variant:
+def _pulled_variant(catalog: Catalog, name: str, verb: str = "download") -> Variant:
     variant = catalog.variant(name)
     if variant is not None:
         return variant
     if catalog.find(name) is not None:
-        raise HubError(f"The model '{name}' has no files on a hub; nothing to download.")
+        raise HubError(f"The model '{name}' has no files on a hub; nothing to {verb}.")
     hint = (
         " A single file of a hub is written hf:OWNER/REPO/PATH or ms:OWNER/REPO/PATH."
         if "/" in name
@@ -301,7 +301,7 @@ def rm_command(model: str, **flags: Any) -> None:
 
 def _variants(catalog: Catalog, model: str) -> Sequence[Variant]:
     """Return all quants of a model, or only the quant that the name contains."""
-    usual = _pulled_variant(catalog, model)
+    usual = _pulled_variant(catalog, model, "delete")
     return usual.entry.variants if model.casefold() == usual.entry.id.casefold() else (usual,)
 
 

@@ -30,7 +30,11 @@ _SIZES: Final = frozenset({"size", "width", "height", "aspect_ratio"})
 
 
 def chosen(
-    pairs: Mapping[str, str], flags: Mapping[str, Any], *, free: Collection[str] = ()
+    pairs: Mapping[str, str],
+    flags: Mapping[str, Any],
+    *,
+    free: Collection[str] = (),
+    absent: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return the options of ``-O``: canonical name -> text, which the server parses as in a form.
 
@@ -38,9 +42,11 @@ def chosen(
         pairs: Key -> value of each ``-O``.
         flags: Options that flags of the command have set, by canonical name.
         free: Options in ``_BY_FLAG`` that ``-O`` may set nevertheless.
+        absent: Options that the command does not have.
 
     Raises:
-        click.UsageError: An option does not exist, is given twice, or has a flag to use instead.
+        click.UsageError: An option does not exist, is absent from the command, is given twice, or
+            has a flag to use instead.
     """
     found: dict[str, Any] = {}
     for key, value in pairs.items():
@@ -49,6 +55,8 @@ def chosen(
             known = [*OPTIONS, *ALIASES, *_OF_JOBS]
             meant = did_you_mean(most_similar(key, known))
             raise click.UsageError(f"-O {key}: there is no option '{key}'.{meant}")
+        if name in absent:
+            raise click.UsageError(f"-O {key}: this command does not have the option '{name}'.")
         if name in _BY_FLAG and name not in free:
             raise click.UsageError(f"-O {key}: use {_BY_FLAG[name]} instead.")
         if name in flags or name in found:

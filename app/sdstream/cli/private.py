@@ -25,8 +25,9 @@ async def serving(model: str | None) -> AsyncIterator[AsyncClient]:
     # A private server needs only the model of the request.
     settings = read_settings(grace_seconds=0.0, model=model)
     pull_default(settings)
-    # The server listens on a private socket, so it needs no API keys.
-    settings = settings.model_copy(update={"api_keys": ()})
+    # These settings restrict a server for others; this one listens on a private socket.
+    open_to_all = {"api_keys": (), "high_priority_keys": (), "allowed_hosts": ()}
+    settings = settings.model_copy(update=open_to_all)
     async with (
         serving_privately(settings) as socket,
         AsyncClient("http://localhost", uds=socket) as client,

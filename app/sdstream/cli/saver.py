@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ import click
 from PIL import Image
 from rich.console import Console
 
+from sdstream.cli.console import is_terminal
 from sdstream.client.results import FORMATS
 
 #: Default name of an image file.
@@ -63,7 +65,8 @@ class Saver:
         numbered: If the file exists, use the next free name instead of raising an error.
 
     Raises:
-        click.UsageError: There is no format for the file's suffix, or its folder does not exist.
+        click.UsageError: There is no format for the file's suffix, its folder does not exist, or
+            stdout is closed or would contain both the image and what ``show`` prints.
     """
 
     def __init__(
@@ -72,8 +75,13 @@ class Saver:
         self._to_stdout = output == "-"
         self._path = None if output in (None, "-") else Path(str(output))
         self.format = "png" if self._path is None else format_of(self._path.name)
-        if self._path is not None and not self._path.parent.is_dir():
-            raise click.UsageError(f"the folder {self._path.parent} does not exist.")
+        if self._to_stdout and show:
+            raise click.UsageError("--show cannot be combined with -o -; both write to stdout.")
+        if self._to_stdout and sys.stdout is None:
+            raise click.UsageError("-o - cannot be used: stdout is closed.")
+        with _looking_at_files():
+            if self._path is not None and not self._path.parent.is_dir():
+                raise click.UsageError(f"the folder {self._path.parent} does not exist.")
         self._force = force
         self._numbered = numbered
         self._count = 1
@@ -99,13 +107,14 @@ class Saver:
             ends = " or ".join(end for end, name in FORMATS.items() if name == kind)
             raise click.UsageError(f"the images are {kind.upper()}: -o must end in {ends}.")
         self._count = images
-        if self._numbered and not self._force:
-            self._path = next(p for p in _free_names(self._path) if not self._taken(p))
-        for path in self._places(self._path):
-            if path.is_dir():
-                raise click.UsageError(f"{path} is a folder.")
-            if path.exists() and not self._force:
-                raise click.UsageError(f"{path} exists; --force replaces it.")
+        with _looking_at_files():
+            if self._numbered and not self._force:
+                self._path = next(p for p in _free_names(self._path) if not self._taken(p))
+            for path in self._places(self._path):
+                if path.is_dir():
+                    raise click.UsageError(f"{path} is a folder.")
+                if path.exists() and not self._force:
+                    raise click.UsageError(f"{path} exists; --force replaces it.")
 
     def save(self, index: int, data: bytes) -> str:
         """Write one image; return the end of its progress line, which is the path of the file."""
@@ -151,6 +160,15 @@ class Saver:
         return any(place.exists() for place in self._places(path))
 
 
+@contextmanager
+def _looking_at_files() -> Iterator[None]:
+    """Convert OSError, such as that for a name that is too long, to click.UsageError."""
+    try:
+        yield
+    except OSError as error:
+        raise click.UsageError(f"the file after -o cannot be written: {error.strerror}.") from None
+
+
 def _free_names(path: Path) -> Iterator[Path]:
     """Yield a name and then the same name with numbers: image.png, image-2.png, image-3.png."""
     yield path
@@ -159,6 +177,6 @@ def _free_names(path: Path) -> Iterator[Path]:
 
 def _is_terminal() -> bool:
     """Return whether stdin and stdout are a terminal that can be queried."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
         return False
     return os.get_terminal_size(sys.stdout.fileno()).columns > 0  # 0: a bare pseudo-terminal
