@@ -182,13 +182,13 @@ def test_public_url_begins_the_links(tmp_path: Path) -> None:
 
 
 def test_an_image_that_cannot_be_stored_is_said_so(tmp_path: Path) -> None:
-    """If images cannot be stored, a request for a URL gets a 507, and one for base64 succeeds."""
+    """If images cannot be stored, a request for a URL gets a 503, and one for base64 succeeds."""
     with running_server(tmp_path, engine="fake") as server:
         (tmp_path / "data" / "images").rmdir()
         (tmp_path / "data" / "images").write_text("a file where the folder should be")
         answer = server.post({**QUICK, "response_format": "url"})
-        assert answer.status_code == 507
-        assert error_of(answer)["reason"] == "storage_full"
+        assert answer.status_code == 503
+        assert error_of(answer)["reason"] == "storage_unavailable"
         assert server.post(QUICK).status_code == 200
 
 

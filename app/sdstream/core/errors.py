@@ -30,6 +30,8 @@ texts. A message for clients never contains a path of the server, a traceback or
 
 from __future__ import annotations
 
+from typing import Final
+
 from sdstream.core.enums import DescribedEnum
 
 
@@ -112,6 +114,15 @@ class Reason(DescribedEnum):
     STANDBY = "standby", "The server waits until it can take over from another one."
     SHUTTING_DOWN = "shutting_down", "The server is shutting down."
     INTERNAL_ERROR = "internal_error", "Internal server error; the log has details."
+
+
+#: Reasons of failed jobs for which the same request may succeed soon: the error is 503.
+TEMPORARY_REASONS: Final = (
+    Reason.SHUTTING_DOWN,
+    Reason.MODEL_UNAVAILABLE,
+    Reason.WORKER_LOST,
+    Reason.STORAGE_UNAVAILABLE,
+)
 
 
 class ImageServiceError(Exception):

@@ -25,6 +25,7 @@ from typing import Final, Literal
 
 from sdstream.core.enums import DescribedEnum
 from sdstream.core.errors import (
+    TEMPORARY_REASONS,
     GenerationFailed,
     ImageServiceError,
     InvalidRequest,
@@ -447,13 +448,7 @@ class Job:
     def error(self) -> ImageServiceError | None:
         """Return the error for a job that ended without all of its images; None for other jobs."""
         match self.ending:
-            case JobFailed(
-                Reason.SHUTTING_DOWN
-                | Reason.MODEL_UNAVAILABLE
-                | Reason.WORKER_LOST
-                | Reason.STORAGE_UNAVAILABLE as reason,
-                message,
-            ):
+            case JobFailed(reason, message) if reason in TEMPORARY_REASONS:
                 return Unavailable(message, reason=reason, retry_after=10)
             case JobFailed(Reason.CONTENT_POLICY_VIOLATION | Reason.LORA_UNUSABLE as why, message):
                 return InvalidRequest(message, reason=why)

@@ -12,13 +12,14 @@ from weakref import WeakValueDictionary
 
 from sdstream.clocks import SteadyClock
 from sdstream.core.ask import ParsedRequest
-from sdstream.core.errors import Forbidden, KeyReused, QueueFull, Reason
+from sdstream.core.errors import TEMPORARY_REASONS, Forbidden, KeyReused, QueueFull, Reason
 from sdstream.core.job import Job, JobCancelled, JobFailed, Terms
 from sdstream.core.pixels import Inputs
 from sdstream.core.queue import Priority
 from sdstream.core.request import Assets, Limits
 from sdstream.core.resolve import check_count, model_of, resolve
 from sdstream.imaging.processor import ImageProcessor, Pictures
+from sdstream.service.dispatch import Dispatcher
 from sdstream.service.job_queue import JobQueue
 from sdstream.service.live_jobs import LiveJob, LiveJobs, deferred_error, going_down
 from sdstream.service.metrics import Metrics
@@ -26,10 +27,7 @@ from sdstream.service.models import Models
 from sdstream.storage.job_store import JobStore
 
 #: Transient reasons: after one of these, a request with the same idempotency key starts a new job.
-_TRANSIENT: Final = (
-    *(Reason.MODEL_UNAVAILABLE, Reason.SHUTTING_DOWN, Reason.INTERRUPTED, Reason.WORKER_LOST),
-    *(Reason.STORAGE_FULL, Reason.STORAGE_UNAVAILABLE),
-)
+_TRANSIENT: Final = (*TEMPORARY_REASONS, Reason.INTERRUPTED, Reason.STORAGE_FULL)
 #: Requests without input images that are accepted at the same time; more would not be faster.
 _ACCEPTED_AT_ONCE: Final = 2
 
@@ -61,7 +59,7 @@ class Admission:
         models: The catalogue and the workers.
         queue: Receives the accepted jobs.
         jobs: The jobs that this run of the server knows.
-        drain_began: Set when the server accepts no more jobs.
+        dispatcher: Runs the queued jobs, and knows whether the server accepts jobs.
         processor: Decodes and resizes input images.
         store: Stores jobs.
         metrics: Counts accepted jobs.
@@ -69,7 +67,6 @@ class Admission:
         new_id: Returns an unguessable id.
         random_seed: Returns a seed for a request without one.
         assets: Returns the LoRAs, embeddings and upscalers in the operator's folders.
-        cancel: Ends an accepted job early.
     """
 
     def __init__(
@@ -77,7 +74,7 @@ class Admission:
         models: Models,
         queue: JobQueue,
         jobs: LiveJobs,
-        drain_began: asyncio.Event,
+        dispatcher: Dispatcher,
         *,
         processor: ImageProcessor,
         store: JobStore,
@@ -86,12 +83,11 @@ class Admission:
         new_id: Callable[[], str],
         random_seed: Callable[[], int],
         assets: Callable[[], Assets],
-        cancel: Callable[[LiveJob, JobCancelled], None],
     ) -> None:
         self._models = models
         self._queue = queue
         self._jobs = jobs
-        self._drain_began = drain_began
+        self._dispatcher = dispatcher
         self._processor = processor
         self._store = store
         self._metrics = metrics
@@ -99,7 +95,6 @@ class Admission:
         self._new_id = new_id
         self._random_seed = random_seed
         self._assets = assets
-        self._cancel = cancel
         #: Number of images of the jobs that are being written to the store, by owner.
         self._entering: Counter[str] = Counter()
         #: Limits concurrent requests to a few, so that other tasks on the event loop continue.
@@ -177,7 +172,8 @@ class Admission:
     def _abandon(self, entry: asyncio.Task[LiveJob]) -> None:
         """End a job whose submission was cancelled."""
         if not entry.cancelled() and entry.exception() is None:
-            self._cancel(entry.result(), JobCancelled("The request was cancelled."))
+            ending = JobCancelled("The request was cancelled.")
+            self._dispatcher.end_early(entry.result(), ending)
 
     async def _enter(
         self, job: Job, clock: SteadyClock, inputs: Inputs, uploads: Mapping[str, bytes]
@@ -193,7 +189,7 @@ class Admission:
                 del self._entering[terms.owner]
         live = self._jobs.add(job, clock)
         self._metrics.accepted_jobs.labels(job.request.model).inc()
-        if self._drain_began.is_set():  # the shutdown began after _admit
+        if self._dispatcher.draining:  # the shutdown began after _admit
             self._jobs.apply(live, JobFailed(Reason.SHUTTING_DOWN, "The server is shutting down."))
             raise going_down()
         self._queue.enqueue(live)
@@ -228,7 +224,7 @@ class Admission:
 
     def _admit(self, model: str, images: int, terms: Terms) -> None:
         """Raise an error if a job cannot be accepted now."""
-        if self._drain_began.is_set():
+        if self._dispatcher.draining:
             raise going_down()
         allowed = self._policy.high_priority_owners()
         if terms.priority is Priority.HIGH and allowed and terms.owner not in allowed:

@@ -91,7 +91,7 @@ class ImageService:
             self._models,
             self._queue,
             self._jobs,
-            self.drain_began,
+            self._dispatcher,
             processor=processor,
             store=store,
             metrics=metrics,
@@ -99,7 +99,6 @@ class ImageService:
             new_id=new_id,
             random_seed=random_seed,
             assets=assets,
-            cancel=self._dispatcher.end_early,
         )
 
     # --- state ----------------------------------------------------------------------------------

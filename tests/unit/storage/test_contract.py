@@ -175,8 +175,12 @@ def test_a_wrong_image_store_loses_nothing(place: Place, clock: Clock) -> None:
 
     run(place, clock, first)
     names = place.files("images")
-    for job in kept:
-        dropped(place, lambda images, job=job: images.drop(str(job.images[0].id), "png"))
+
+    def lose(images: ImageStore) -> None:
+        for job in kept:
+            images.drop(str(job.images[0].id), "png")
+
+    dropped(place, lose)
     place.write("images", "other.png", b"of another server")
 
     async def wrong() -> None:
