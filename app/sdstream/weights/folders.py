@@ -17,7 +17,8 @@ def weight_files(folder: Path | str | None) -> dict[str, Path]:
     """Return name -> file for all weights in the folder; empty if the folder does not exist.
 
     The name of a file in a subfolder begins with the subfolder: "styles/ink". Requests select files
-    only by these names, so text from a client is never used as a path.
+    only by these names, so text from a client is never used as a path. If two files have the same
+    name, the result has the one that ``hider`` returns for the other.
     """
     return {name_of(file): path for file, path in _files(folder, _ENDINGS).items()}
 
@@ -32,6 +33,17 @@ def name_of(file: str) -> str:
     return str(PurePosixPath(file).with_suffix(""))
 
 
+def hider(path: Path) -> Path | None:
+    """Return the file that has the same name with another ending and is used instead."""
+    others = (
+        path.with_suffix(spelling)
+        for ending in _ENDINGS
+        if ending != path.suffix.lower()
+        for spelling in (ending, ending.upper())
+    )
+    return next((other for other in others if other > path and other.is_file()), None)
+
+
 def name_problem(file: str) -> str | None:
     """Return why no request can name a file, as a predicate; None if one can."""
     try:
@@ -42,7 +54,7 @@ def name_problem(file: str) -> str | None:
 
 
 def _files(folder: Path | str | None, endings: tuple[str, ...]) -> dict[str, Path]:
-    """Return relative path -> file for files with these endings, sorted by path."""
+    """Return relative path -> file for files with these endings in any case, sorted by path."""
     found: dict[str, Path] = {}
     if folder is None:
         return found
@@ -59,6 +71,7 @@ def _files(folder: Path | str | None, endings: tuple[str, ...]) -> dict[str, Pat
         seen.add(real)
         for name in names:
             path = here / name
-            if path.suffix in endings and path.is_file():
+            hidden = name.startswith(".")
+            if not hidden and path.suffix.lower() in endings and path.is_file():
                 found[path.relative_to(folder).as_posix()] = path
     return dict(sorted(found.items()))

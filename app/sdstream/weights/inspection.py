@@ -18,7 +18,7 @@ from sdstream.core.errors import EngineError, Reason
 from sdstream.core.model_families import FAMILIES
 from sdstream.core.size import Size
 from sdstream.core.text import shown
-from sdstream.weights import architectures, headers
+from sdstream.weights import architectures, folders, headers
 from sdstream.weights.architectures import Architecture, Contents, Shapes
 from sdstream.weights.headers import BadFile, Scalar, WeightFile
 from sdstream.weights.llama_box import own_name
@@ -318,16 +318,14 @@ class Asset:
 
 
 def examine(path: Path, kind: str) -> Asset:
-    """Examine a file as the kind of file that its folder is for.
-
-    Args:
-        path: The file.
-        kind: "lora", "embedding" or "upscaler".
-    """
+    """Examine a file of the folder for files of a kind: "lora", "embedding" or "upscaler"."""
     try:
         status = path.stat()
     except OSError as error:
         return Asset(f"cannot be read ({error.strerror})")
+    other = folders.hider(path)
+    if other is not None:
+        return Asset(f"has the same name as {other.name}, which is used: rename one of them")
     return _examined(path, kind, status.st_mtime_ns, status.st_size)
 
 

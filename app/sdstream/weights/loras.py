@@ -142,7 +142,7 @@ def _by_weight(
         if weight not in model and numbered is not None:
             weight, index = numbered["weight"], int(numbered["index"])
         if weight in model:
-            found[weight][index][match["part"]] = shape
+            found[weight][index][match["part"]] = shape or (1,)  # a single number
     return found
 
 
@@ -207,7 +207,7 @@ def _check_form(name: str, parts: Parts, weight: Weight) -> None:
 
 def _check_ranks(name: str, parts: Parts) -> None:
     """Raise LoraUnfit if the two matrices of a LoRA cannot be multiplied."""
-    if "lora_up" not in parts:
+    if not {"lora_up", "lora_down"} <= parts.keys():
         return
     up = parts["lora_up"]
     ranks = math.prod(up) // up[-1], _rank(parts["lora_down"])

@@ -137,6 +137,8 @@ def test_what_fits(tensors: dict[str, Shape], model: dict[str, Weight]) -> None:
         ),
         ({f"lora.{QKV}.lora_down": (256, 4)}, "none of its 1 tensors"),
         ({"anything": (3,)}, "none of its 1 tensors"),
+        ({f"lora.{CONV}.lora_up": (1, 1, 4, 32), f"lora.{CONV}.diff": (1,)}, "is for another"),
+        ({f"lora.{CONV}.lora_up": (), f"lora.{CONV}.lora_down": ()}, "do not have 4 dimensions"),
     ],
 )  # fmt: skip
 def test_what_does_not(tensors: dict[str, Shape], words: str) -> None:
