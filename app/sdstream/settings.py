@@ -29,6 +29,7 @@ from sdstream.core.similar import did_you_mean, most_similar, near_miss
 #: Variables that worker processes do not receive.
 _SECRETS: Final = (
     "SDSTREAM_API_KEYS",
+    "SDSTREAM_CLIENT_KEY",
     "SDSTREAM_HIGH_PRIORITY_KEYS",
     "SDSTREAM_WEBHOOK_SECRET",
     "SDSTREAM_DATABASE",
@@ -243,6 +244,7 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(
         20.0,
         ge=0,
+        allow_inf_nan=False,
         description="Maximum seconds until the server has stopped. Running jobs must end "
         "earlier: by a tenth of this time, but at most 2 s. A service manager must wait longer.",
     )
@@ -354,6 +356,14 @@ class Settings(BaseSettings):
                 )
         return value
 
+    @field_validator("api_keys", "high_priority_keys")
+    @classmethod
+    def _fit_into_headers(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for key in map(SecretStr.get_secret_value, value):
+            if not (key.isascii() and key.isprintable()):
+                raise ValueError("an API key may have printable ASCII characters only")
+        return value
+
     @field_validator("cors_origins")
     @classmethod
     def _as_browsers_send_them(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -386,7 +396,8 @@ class Settings(BaseSettings):
     @field_validator(*ASSET_FOLDERS)
     @classmethod
     def _is_there(cls, value: Path | None) -> Path | None:
-        if value is not None and not value.is_dir():
+        # Path.is_dir would raise an error for a name that is too long.
+        if value is not None and not os.path.isdir(value):  # noqa: PTH112
             raise ValueError(f"the folder {value} does not exist")
         return value
 

@@ -42,6 +42,7 @@ def test_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_keys_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys appear neither in a printed Settings nor in the workers' environment."""
     monkeypatch.setenv("SDSTREAM_API_KEYS", "hush")
+    monkeypatch.setenv("SDSTREAM_CLIENT_KEY", "hush")
     monkeypatch.setenv("HF_TOKEN", "hf_hush")
     monkeypatch.setenv("SDSTREAM_DATABASE", "postgresql://me:hush@localhost/jobs")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
@@ -64,11 +65,17 @@ def test_workers_wait_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("PORT", "70000"),
         ("QUEUE_IMAGES", "0"),
+        ("GRACE_SECONDS", "inf"),
+        ("GRACE_SECONDS", "nan"),
+        ("API_KEYS", "schlüssel"),
+        ("API_KEYS", "good, b\tad"),
+        ("HIGH_PRIORITY_KEYS", "ключ"),
         ("ENGINE", "magic"),
         ("LOG_LEVEL", "loud"),
         ("PUBLIC_URL", "here"),
         ("LORA_DIR", "/nowhere"),
         ("EMBEDDING_DIR", "/nowhere"),
+        ("EMBEDDING_DIR", f"/{'a' * 300}"),
         ("UPSCALER_DIR", __file__),
         ("DATABASE", "jobs.sqlite"),
         ("DATABASE", "mysql://localhost/jobs"),

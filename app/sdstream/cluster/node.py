@@ -7,6 +7,7 @@ and leaves the cluster.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from typing import Final
 
 from sdstream.system import end_with_parent
 
+logger = logging.getLogger("sdstream.cluster")
+
 #: Custom resource in Ray: the number of workers that a machine without GPUs accepts.
 SLOTS: Final = "sdstream_slots"
 #: Label of a machine in Ray: the memory of its smallest GPU in MiB.
@@ -22,12 +25,16 @@ GPU_LABEL: Final = "sdstream-gpu-mib"
 
 
 def gpu_mib() -> list[int]:
-    """Return the memory of each NVIDIA GPU in MiB; empty without ``nvidia-smi``."""
+    """Return the memory of each NVIDIA GPU in MiB; empty if ``nvidia-smi`` does not work."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
     command = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        logger.warning("nvidia-smi does not list the GPUs; --gpus sets their number: %s", error)
+        return []
     words = done.stdout.split() if done.returncode == 0 else []
     return [int(word) for word in words if word.isdigit()]
 
