@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from sdstream.cli.main import main
+from tests.support.documents import ROOT
 from tests.support.pictures import png
 
 LONG = "a" * 300
@@ -64,3 +67,20 @@ def test_a_model_without_files_is_not_deleted() -> None:
     """``rm`` does not speak of a download."""
     result = CliRunner().invoke(main, ["rm", "embedded"])
     assert "The model 'embedded' has no files on a hub; nothing to delete." in result.output
+
+
+def paths(group: click.Group, above: str) -> Iterator[str]:
+    """Yield the commands of a group and of the groups in it."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        yield f"{above} {name}"
+        if isinstance(command, click.Group):
+            yield from paths(command, f"{above} {name}")
+
+
+def test_every_command_is_in_the_reference() -> None:
+    """The reference has the help of each command except ``serve``, whose flags are settings."""
+    text = (ROOT / "docs/reference/cli.md").read_text(encoding="utf-8")
+    headings = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert [name for name in paths(main, "sdstream") if name != "sdstream serve"] == headings
