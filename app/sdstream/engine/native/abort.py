@@ -107,21 +107,19 @@ class AbortFlag:
         """Clear an earlier request, because a new image begins."""
         with self._lock:
             self._requested = self._armed = False
-            self._flag[0] = b"\0"
+            self._set()
 
     def request(self) -> None:
         """Stop the image as soon as it is safe to do so."""
         with self._lock:
             self._requested = True
-            if self._armed:
-                self._flag[0] = b"\1"
+            self._set()
 
     def arm(self) -> None:
         """Allow stopping from now on, because it is safe."""
         with self._lock:
             self._armed = True
-            if self._requested:
-                self._flag[0] = b"\1"
+            self._set()
 
     @property
     def address(self) -> int:
@@ -138,6 +136,10 @@ class AbortFlag:
         """True if an abort of this image was requested."""
         return self._requested
 
+    def _set(self) -> None:
+        """Set or clear the flag; the caller holds the lock."""
+        self._flag[0] = b"\1" if self.stopped else b"\0"
+
     def _backends(self, context: Any, count: int) -> set[int]:
         implementation = ctypes.cast(context, ctypes.POINTER(ctypes.c_void_p))[0]
         if not implementation:
@@ -147,7 +149,10 @@ class AbortFlag:
         return {backend for backend in found if backend is not None}
 
     def _obeys(self, backend: int) -> bool:
-        """Return whether the flag stops a small graph when set, and lets it run when cleared."""
+        """Return whether the flag stops a small graph when set, and lets it run when cleared.
+
+        A request that comes meanwhile waits for the lock, and is not lost.
+        """
         lib = self._lib
         size = 8 * lib.ggml_tensor_overhead() + lib.ggml_graph_overhead()
         context = lib.ggml_init(_InitParams(size, None, True))
@@ -156,12 +161,13 @@ class AbortFlag:
         lib.ggml_build_forward_expand(graph, lib.ggml_add(context, tensor, tensor))
         buffer = lib.ggml_backend_alloc_ctx_tensors(context, backend)
         try:
-            self._flag[0] = b"\1"
-            while_up: int = lib.ggml_backend_graph_compute(backend, graph)
-            self._flag[0] = b"\0"
-            while_down: int = lib.ggml_backend_graph_compute(backend, graph)
+            with self._lock:
+                self._flag[0] = b"\1"
+                while_up: int = lib.ggml_backend_graph_compute(backend, graph)
+                self._flag[0] = b"\0"
+                while_down: int = lib.ggml_backend_graph_compute(backend, graph)
+                self._set()
             return while_up == _STATUS_ABORTED and while_down == _STATUS_SUCCESS
         finally:
-            self._flag[0] = b"\0"
             lib.ggml_backend_buffer_free(buffer)
             lib.ggml_free(context)
