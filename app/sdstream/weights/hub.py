@@ -238,8 +238,7 @@ class Hub:
     @contextmanager
     def _lock(self, remote: Remote, watcher: Watcher) -> Iterator[None]:
         """Hold the lock that huggingface_hub uses for a blob."""
-        name = self._repository(remote.file).name
-        path = self._cache(remote.file) / ".locks" / name / f"{remote.checksum}.lock"
+        path = self._lock_path(remote.file, remote.checksum)
         path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             try:
@@ -253,10 +252,16 @@ class Hub:
         partial.parent.mkdir(parents=True, exist_ok=True)
         for other in self._partials(remote.file):
             if other != partial:  # a part of another version of the file
-                other.unlink()
+                self._discard(remote.file, other)
         self._patiently(
             lambda: _append(remote, partial, watcher), watcher, lambda: self.fetched(remote)
         )
+
+    def _discard(self, file: HubFile, partial: Path) -> None:
+        """Delete a partial file, unless another process downloads it now."""
+        lock = self._lock_path(file, partial.name.rpartition(".")[2])
+        with suppress(TimeoutError), WeakFileLock(lock, timeout=_SHORTLY):
+            partial.unlink(missing_ok=True)
 
     def _patiently(
         self, work: Callable[[], _T], watcher: Watcher, measure: Callable[[], int] = lambda: 0
@@ -314,6 +319,9 @@ class Hub:
     def _cache(self, file: HubFile) -> Path:
         return self.folder / SITES[file.hub].folder
 
+    def _lock_path(self, file: HubFile, checksum: str) -> Path:
+        return self._cache(file) / ".locks" / self._repository(file).name / f"{checksum}.lock"
+
     def _partial(self, remote: Remote) -> Path:
         name = f"{_digest_of_name(remote.file)}.{remote.checksum}"
         return self._repository(remote.file) / _PARTIAL / name
@@ -344,7 +352,7 @@ def _append(remote: Remote, partial: Path, watcher: Watcher) -> None:
     """Download the rest of a file.
 
     Raises:
-        httpx2.RemoteProtocolError: The answer ended too early.
+        httpx2.RemoteProtocolError: The answer ended too early, or has another range of the file.
     """
     done = partial.stat().st_size if partial.exists() else 0
     if done == remote.size and partial.exists():
@@ -359,6 +367,9 @@ def _append(remote: Remote, partial: Path, watcher: Watcher) -> None:
         hf_raise_for_status(answer)
         if answer.status_code != httpx2.codes.PARTIAL_CONTENT:
             done = 0
+        elif _first_byte(answer, done) != done:
+            partial.unlink()  # the next try requests the whole file
+            raise httpx2.RemoteProtocolError("the server sent another range of the file")
         with partial.open("ab" if done else "wb") as file:
             for chunk in answer.iter_bytes():
                 file.write(chunk)
@@ -368,6 +379,12 @@ def _append(remote: Remote, partial: Path, watcher: Watcher) -> None:
                     return  # the check of the checksum will fail
     if done < remote.size:
         raise httpx2.RemoteProtocolError(f"{remote.size - done} bytes are missing")
+
+
+def _first_byte(answer: httpx2.Response, requested: int) -> int:
+    """Return the position of a partial answer in the file: by its header, or as requested."""
+    sent = re.match(r"bytes (\d{1,18})-", answer.headers.get("Content-Range", ""))
+    return int(sent[1]) if sent else requested
 
 
 # --- checksums ----------------------------------------------------------------------------------

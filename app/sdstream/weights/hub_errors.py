@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Final, NamedTuple
 from urllib.request import getproxies, proxy_bypass
 
@@ -108,10 +111,15 @@ def _is_for_good(error: Exception) -> bool:
 
 
 def _wished_pause(error: Exception) -> int:
-    """Return the seconds of the Retry-After header, or 0 without such a header."""
+    """Return the seconds until the time in the Retry-After header; 0 without such a header."""
     headers = error.response.headers if isinstance(error, HfHubHTTPError) else {}
     wish = str(headers.get("Retry-After", ""))
-    return int(wish) if wish.isdecimal() else 0
+    with suppress(ValueError, TypeError, OverflowError):  # no valid number and no valid date
+        if wish.isdecimal():
+            return int(wish)
+        wait = parsedate_to_datetime(wish) - datetime.now(UTC)
+        return max(0, math.ceil(wait.total_seconds()))
+    return 0
 
 
 def short(error: Exception) -> str:

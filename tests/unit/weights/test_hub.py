@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from pathlib import Path
 
 import huggingface_hub
@@ -146,6 +148,55 @@ def test_parts_of_older_versions_go(server: FakeHub, tmp_path: Path) -> None:
     old.touch()
     hub.fetch(remote, heard)
     assert not old.exists()
+
+
+def test_a_part_of_another_version_that_is_being_downloaded(
+    server: FakeHub, tmp_path: Path
+) -> None:
+    """A partial file that another process downloads at the moment stays."""
+    hub, heard = Hub(tmp_path), Heard()
+    remote = hub.look_up(FILE, None, heard)
+    other = Remote(FILE, "", "0" * 64, 1, COMMIT)
+    part = hub._partial(other)
+    part.parent.mkdir(parents=True)
+    part.touch()
+    with hub._lock(other, heard):
+        assert hub.fetch(remote, heard).read_bytes() == DATA
+    assert part.exists()
+
+
+@pytest.mark.parametrize("sent", ["bytes 0-9/256000", "bytes 100001-255999/256000"])
+def test_an_answer_with_another_range(server: FakeHub, tmp_path: Path, sent: str) -> None:
+    """A part that is not the missing one is not appended, and the whole file is requested."""
+    hub, heard = Hub(tmp_path, lambda _: None), Heard()
+    remote = hub.look_up(FILE, None, heard)
+    hub._partial(remote).parent.mkdir(parents=True)
+    hub._partial(remote).write_bytes(DATA[:100_000])
+    server.statuses["GET", f"cdn/{NAME}"] = [(206, {"Content-Range": sent})]
+    assert hub.fetch(remote, heard).read_bytes() == DATA
+    assert heard.words == ["the server sent another range of the file; again in 1 s"]
+    assert "range" not in server.downloads()[-1].headers
+
+
+@pytest.mark.parametrize(
+    ("wish", "pauses"),
+    [
+        (lambda: formatdate(time.time() + 60, usegmt=True), range(55, 61)),
+        (lambda: formatdate(time.time() - 60, usegmt=True), range(1, 2)),
+        (lambda: "soon", range(1, 2)),
+        (lambda: "7", range(7, 8)),
+    ],
+    ids=["date", "past", "words", "seconds"],
+)
+def test_the_pause_that_a_hub_asks_for(
+    server: FakeHub, tmp_path: Path, wish: Callable[[], str], pauses: range
+) -> None:
+    """Retry-After contains seconds or a date."""
+    server.statuses["HEAD", NAME] = [(429, {"Retry-After": wish()})]
+    waited: list[float] = []
+    assert fetched(Hub(tmp_path, waited.append), Heard()).read_bytes() == DATA
+    assert len(waited) == 1
+    assert waited[0] in pauses
 
 
 @pytest.mark.parametrize(
