@@ -223,8 +223,8 @@ def check_sources(ask: ParsedRequest, spec: ModelSpec, sources: Sources, plan: L
             problem = f" needs {_INPUTS[acts_on]}."
             if sources.references and acts_on in ("image", "image or control"):
                 problem = (
-                    f" would have no effect: without a mask, the model '{spec.id}' uses images "
-                    "only as references."
+                    f" would have no effect: without a mask or a border, the model '{spec.id}' "
+                    "uses images only as references."
                 )
             raise ask.rejected(name, problem, Reason.NOT_SUPPORTED)
     if sources.control and spec.files.control_net is None:

@@ -257,7 +257,11 @@ def test_powers_that_would_do_nothing_or_too_much(options: dict[str, Any], param
 
 def test_spans_of_the_cache() -> None:
     """A span may begin after the runtime's end if it ends later, and the other way round."""
-    for span in ({"cache_start": 0.96, "cache_end": 0.99}, {"cache_start": 0.01, "cache_end": 0.1}):
+    spans: list[dict[str, Any]] = [
+        {"cache_start": 0.96, "cache_end": 0.99},
+        {"cache_start": 0.01, "cache_end": 0.1},
+    ]
+    for span in spans:
         given = ask(cache_mode="ucache", **span).options.given()
         assert {name: given[name] for name in span} == span
     spectrum = ask(cache_mode="spectrum", cache_options={"stop": 0.1})
@@ -530,7 +534,7 @@ def test_loras_by_names_with_endings(given: str, chosen: str) -> None:
     assert decoded(request) == request
 
 
-@pytest.mark.parametrize("options", [{"strength": 0.5}, {"fit": "pad"}, {"expand": "8"}])
+@pytest.mark.parametrize("options", [{"strength": 0.5}, {"fit": "pad"}])
 def test_a_model_that_uses_images_as_references(options: dict[str, Any]) -> None:
     """The error for an option of edits says that the model does not edit the image."""
     error = refused(model="looker", sources=LOOKED_AT, **options)
