@@ -224,7 +224,7 @@ def texts(data: bytes, param: str, max_pixels: int) -> dict[str, str]:
 
 
 def _comment(image: Image.Image) -> object:
-    """Return the EXIF UserComment; None if there is none, or if it cannot be read."""
+    """Return the EXIF UserComment; None without one, or if it cannot be read."""
     try:
         return image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
     except Exception:  # for damaged data Pillow raises many kinds of errors
