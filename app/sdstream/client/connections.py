@@ -45,10 +45,13 @@ def open_client(
             base_url=base_url, headers=headers, timeout=timeout, limits=_LIMITS, transport=direct
         )
     except (ImportError, ValueError, httpx2.InvalidURL) as error:
-        names = ", ".join(_variable(scheme) for scheme in _SCHEMES if getproxies().get(scheme))
+        proxies = getproxies()
+        found = {_variable(one): proxies[one] for one in _SCHEMES if proxies.get(one)}
+        # Without "://", it is an HTTP proxy.
+        foreign = [name for name, proxy in found.items() if "://" in proxy and proxy[:4] != "http"]
         raise UnusableProxy(
-            f"a proxy of the environment cannot be used: {error} Set {names} to an http:// "
-            "address, or unset it."
+            f"the client does not support the proxy of {' and '.join(foreign or found)}. "
+            "Set the variable to an http:// address, or unset it."
         ) from error
 
 
