@@ -179,3 +179,13 @@ def test_one_line_in_the_console(own_server: ServerProcess, visit: Visit) -> Non
     assert shares == sorted(shares)
     assert shares[-1] == 100
     assert own_server.metric("sdstream_accepted_jobs_total") == before + 1
+
+
+def test_a_language_that_does_not_exist(own_server: ServerProcess, visit: Visit) -> None:
+    """The page shows the first language if the browser has stored an unknown one."""
+    page = visit(own_server).open()
+    page.evaluate("localStorage.setItem('sdstream.language', 'cobol')")
+    page.reload()
+    field(page, "Prompt").fill("in some language")
+    expect(page.locator("#snippet-text")).to_contain_text("in some language")
+    expect(page.get_by_role("tab", selected=True, include_hidden=True)).to_have_text("curl")

@@ -18,7 +18,7 @@ const languages = Object.keys(SNIPPETS);
 
 /** Fires "save" when the user wants the mask as a file. */
 export class CodePanel extends EventTarget {
-  #language = recall("language") ?? languages[0];
+  #language = languages.find((name) => name === recall("language")) ?? languages[0];
   /** @type {Facts | null} */
   #facts = null;
 
