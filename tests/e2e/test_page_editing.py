@@ -271,3 +271,32 @@ def test_a_border_by_touch(own_server: ServerProcess, visit: Visit, tmp_path: Pa
     assert page.evaluate(place) == pytest.approx(before, abs=1)
     page.screenshot(path=SCREENSHOTS / "border-narrow.png")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+def choose(page: Page, field: str, path: Path) -> None:
+    """Choose a file as a user does. Playwright itself may hand over the bytes of a file."""
+    browser = page.context.new_cdp_session(page)
+    root = browser.send("DOM.getDocument")["root"]["nodeId"]
+    found = browser.send("DOM.querySelector", {"nodeId": root, "selector": f"#{field}"})
+    files = {"files": [str(path)], "nodeId": found["nodeId"]}
+    browser.send("DOM.setFileInputFiles", files)
+
+
+@pytest.mark.parametrize("after", ["changed", "moved"])
+def test_a_file_that_is_not_what_it_was(
+    own_server: ServerProcess, visit: Visit, tmp_path: Path, after: str
+) -> None:
+    """The page sends the image that it shows, even if its file has changed or is gone."""
+    page = visit(own_server).open()
+    original = scene(tmp_path)
+    sent = original.read_bytes()
+    choose(page, "image-file", original)
+    expect(page.locator("#mask")).to_be_visible()
+    if after == "changed":
+        Image.new("RGB", (64, 64)).save(original)
+    else:
+        original.unlink()
+    field(page, "Prompt").fill("what was shown")
+    page.get_by_role("button", name="Edit image").click()
+    finished(page)
+    assert httpx2.get(newest(own_server)["inputs"][0]["url"]).content == sent

@@ -6,7 +6,7 @@
  */
 
 import { say } from "./announce.js";
-import { byId } from "./dom.js";
+import { byId, held } from "./dom.js";
 import { readMask } from "./mask-file.js";
 import { Zoom } from "./zoom.js";
 
@@ -103,10 +103,11 @@ export class Easel extends EventTarget {
 
   /**
    * Load an image.
-   * @param {File} file
+   * @param {File} chosen
    * @returns {Promise<void>} Rejected if this browser cannot read it.
    */
-  async load(file) {
+  async load(chosen) {
+    const file = await held(chosen);
     const url = URL.createObjectURL(file);
     const probe = new Image();
     probe.src = url;

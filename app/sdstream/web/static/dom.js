@@ -55,6 +55,19 @@ export function focusStage() {
 }
 
 /**
+ * Read a file into memory. The file on the disk may change or disappear before the page sends it.
+ * @param {File} file
+ * @returns {Promise<File>} Rejected if the file cannot be read.
+ */
+export async function held(file) {
+  try {
+    return new File([await file.arrayBuffer()], file.name, { type: file.type });
+  } catch {
+    throw new Error(`The file ${file.name} cannot be read. Choose it again.`);
+  }
+}
+
+/**
  * Download a file.
  * @param {File} file
  */

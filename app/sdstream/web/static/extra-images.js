@@ -1,6 +1,7 @@
 /** Further images of a request: reference images and a control image. */
 
-import { byId, icon, make } from "./dom.js";
+import { byId, held, icon, make } from "./dom.js";
+import { tell } from "./header.js";
 
 /** Maximum number of images that the server accepts with one request. */
 const MOST = 8;
@@ -80,9 +81,13 @@ function row(file, drop) {
  */
 function join(button, field, use) {
   button.addEventListener("click", () => field.click());
-  field.addEventListener("change", () => {
+  field.addEventListener("change", async () => {
     const files = [...(field.files ?? [])];
     field.value = "";
-    if (files.length) use(files);
+    try {
+      if (files.length) use(await Promise.all(files.map(held)));
+    } catch (error) {
+      tell(/** @type {Error} */ (error).message);
+    }
   });
 }
