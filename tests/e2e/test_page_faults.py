@@ -189,19 +189,66 @@ def test_what_to_do_next(own_server: ServerProcess, visit: Visit) -> None:
     assert httpx2.get(f"{own_server.url}/v1/jobs?limit=1").json()["first_id"] != before
 
 
+def test_the_same_job_again(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
+    """The button "Generate again" repeats the request of the failed job, with its images only."""
+    page = visit(own_server).open()
+    again = page.get_by_role("button", name="Generate again")
+    draw(page, "without an image fail=1")
+    expect(again).to_be_visible()
+    page.locator("#image-file").set_input_files(scene(tmp_path))
+    expect(page.locator("#mask")).to_be_visible()
+    page.get_by_role("button", name="Image", exact=True).click()
+    with page.expect_request("**/v1/images/*") as request:
+        again.click()
+    assert request.value.url.endswith("/v1/images/generations")
+    expect(page.locator("#source")).to_be_hidden()
+    expect(again).to_be_visible()
+    page.locator("#image-file").set_input_files(scene(tmp_path))
+    field(page, "Prompt").fill("with an image fail=1")
+    page.get_by_role("button", name="Edit image").click()
+    expect(page.locator("#caption")).to_have_text("with an image fail=1")
+    page.get_by_role("button", name="Image", exact=True).click()
+    expect(again).to_be_visible()
+    page.locator("#remove-image").click()
+    with page.expect_request("**/v1/images/*") as request:
+        again.click()
+    assert request.value.url.endswith("/v1/images/edits")
+
+
+def test_a_job_whose_image_is_gone(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
+    """The button "Generate again" generates nothing if an image of the request cannot be loaded; a
+    notice says what is missing."""
+    person = visit(own_server)
+    person.excuse("status of 404")
+    page = person.open()
+    page.locator("#image-file").set_input_files(scene(tmp_path))
+    field(page, "Prompt").fill("with a lost image fail=1")
+    page.get_by_role("button", name="Edit image").click()
+    page.get_by_role("button", name="Image", exact=True).click()
+    again = page.get_by_role("button", name="Generate again")
+    expect(again).to_be_visible()
+    page.route("**/inputs/**", lambda route: route.fulfill(status=404, json={}))
+    asked = len(person.requests)
+    again.click()
+    expect(page.locator("#notice")).to_contain_text("except for the image to edit")
+    page.wait_for_timeout(500)
+    assert [one.url for one in person.requests[asked:] if one.method == "POST"] == []
+
+
 def test_the_whole_queue(own_server: ServerProcess, visit: Visit) -> None:
     """All queued jobs are listed with their number, and one click cancels all of them."""
     page = visit(own_server).open()
     draw(page, f"first {SLOW}")
     for number in range(24):
-        begin(own_server, {"prompt": f"waiting {number} {SLOW}"})
+        begin(own_server, {"prompt": f"waiting {number} step=3"})
     page.reload()
     expect(page.locator("#queue-title")).to_have_text("Queue (24)")
     expect(page.locator("#queue-list li")).to_have_count(24)
     page.screenshot(path=SCREENSHOTS / "queue.png")
     accessible(page)()
-    page.get_by_role("button", name="Cancel all").click()
+    page.get_by_role("button", name="Cancel all").press("Enter")
     expect(page.locator("#queue")).to_be_hidden()
+    expect(page.locator("#stage")).to_be_focused()
     listed = httpx2.get(f"{own_server.url}/v1/jobs?limit=100&q=waiting").json()["data"]
     assert {job["status"] for job in listed} == {"cancelled"}
 

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 from playwright.sync_api import Route, expect
 
+from tests.support.browser import seen
 from tests.support.jobs import begin, wait_for
 from tests.support.page import (
     PHONE,
@@ -197,6 +198,65 @@ def test_favorites(stocked_server: ServerProcess, visit: Visit) -> None:
     field(page, "Favorites only").check()
     expect(page.locator("#tiles li")).to_have_count(1)
     expect(page.locator("#tiles li.favorite")).to_have_count(1)
+
+
+def test_an_old_image_becomes_a_favorite(own_server: ServerProcess, visit: Visit) -> None:
+    """The mark changes neither the seed of the last image nor the stage, and is not announced as an
+    end."""
+    page = visit(own_server).open()
+    for seed in ("111", "222"):
+        field(page, "Seed").fill(seed)
+        draw(page, f"with seed {seed}")
+        expect(page.locator("#caption")).to_have_text(f"with seed {seed}")
+        finished(page)
+    for again in (False, True):
+        if again:
+            page.reload()
+            expect(page.locator("#details")).to_contain_text("seed 222")
+        told = len(seen(page)["told"])
+        page.locator("#tiles button[title='with seed 111']").click()
+        mark = page.get_by_role("dialog").get_by_role("button", name="Favorite")
+        pressed = mark.get_attribute("aria-pressed")
+        mark.click()
+        expect(mark).not_to_have_attribute("aria-pressed", str(pressed))
+        page.locator("#viewer-close").click()
+        page.locator("#seed-again").click()
+        expect(field(page, "Seed")).to_have_value("222")
+        assert seen(page)["told"][told:] == []
+
+
+def test_the_last_image_is_deleted(own_server: ServerProcess, visit: Visit) -> None:
+    """After the only image that matches the filter is deleted, the stage gets the focus."""
+    page = visit(own_server).open()
+    draw(page, "the only one of its kind")
+    finished(page)
+    field(page, "Search prompts").fill("only one of its kind")
+    expect(page.locator("#tiles li")).to_have_count(1)
+    page.locator("#tiles button").press("Enter")
+    page.locator("#viewer-delete").press("Enter")
+    page.get_by_role("dialog").get_by_role("button", name="Delete for good").press("Enter")
+    expect(page.locator("#gallery-empty")).to_have_text("No image matches.")
+    expect(page.locator("#stage")).to_be_focused()
+
+
+def test_many_jobs_without_an_image(stocked_server: ServerProcess, visit: Visit) -> None:
+    """The gallery loads on if its first pages have only jobs that are not shown."""
+    job = httpx2.get(f"{stocked_server.url}/v1/jobs?limit=1").json()["data"][0]
+    cancelled = {**job, "status": "cancelled", "images": []}
+    jobs = [{**cancelled, "id": f"job_{number}"} for number in range(300)] + [job]
+
+    def answer(route: Route) -> None:
+        after = re.search(r"after=job_(\d+)", route.request.url)
+        start = int(after[1]) + 1 if after else 0
+        part = jobs[start : start + 100]
+        more = start + 100 < len(jobs)
+        route.fulfill(json={"data": part, "has_more": more, "last_id": part[-1]["id"]})
+
+    page = visit(stocked_server).tab()
+    page.route(re.compile(r"/v1/jobs\?status=completed"), answer)
+    page.goto(stocked_server.url)
+    expect(page.locator("#tiles li")).to_have_count(1)
+    expect(page.locator("#gallery-count")).to_have_text("1")
 
 
 def test_several_are_selected(stocked_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:

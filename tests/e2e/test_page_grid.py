@@ -4,11 +4,13 @@ prompts."""
 from __future__ import annotations
 
 import io
+import re
 import time
 from contextlib import nullcontext
 from pathlib import Path
 
 import httpx2
+import pytest
 from PIL import Image
 from playwright.sync_api import Route, expect
 
@@ -286,3 +288,78 @@ def test_the_image_of_a_group(own_server: ServerProcess, visit: Visit, tmp_path:
     expect(page.locator("#grid-status")).to_have_text("2 images, random seeds")
     jobs = httpx2.get(f"{own_server.url}/v1/jobs?limit=2").json()["data"]
     assert [job["operation"] for job in jobs] == ["edit", "edit"]
+
+
+def test_enter_in_the_values(own_server: ServerProcess, visit: Visit) -> None:
+    """Enter in the values of an axis compares. Words of the prompt may contain any characters."""
+    page = visit(own_server).open()
+    field(page, "Prompt").fill("a cat, please")
+    page.locator("#compare summary").click()
+    field(page, "Columns").select_option("word")
+    field(page, "Values of the columns").fill("cat, $$5 bill, $&")
+    field(page, "Values of the columns").press("Enter")
+    expect(page.locator("#grid-status")).to_contain_text("3 images, seed")
+    group = httpx2.get(f"{own_server.url}/v1/jobs?limit=1").json()["data"][0]["group"]
+    jobs = httpx2.get(f"{own_server.url}/v1/jobs?group={group}").json()["data"]
+    made = [job["parameters"]["prompt"] for job in reversed(jobs)]
+    assert made == ["a cat, please", "a $$5 bill, please", "a $&, please"]
+
+
+@pytest.mark.parametrize("edits", [False, True], ids=["generation", "edit"])
+def test_an_outage_while_a_grid_is_sent(
+    own_server: ServerProcess, visit: Visit, tmp_path: Path, edits: bool
+) -> None:
+    """If the server does not respond for a while, the remaining jobs are submitted when it is back,
+    each of them once."""
+    person = visit(own_server)
+    person.excuse("ERR_FAILED", "status of 502")
+    page = person.open()
+    if edits:
+        page.locator("#image-file").set_input_files(scene(tmp_path))
+        expect(page.locator("#mask")).to_be_visible()
+    sent = 0
+
+    def lose(route: Route) -> None:
+        """The second job is accepted, but its response is lost."""
+        nonlocal sent
+        sent += 1
+        if sent == 2:
+            route.fetch()
+            page.route("**/livez", lambda route: route.fulfill(status=502))
+            route.abort()
+        elif sent == 3:
+            page.unroute("**/livez")
+            route.continue_()
+        else:
+            route.continue_()
+
+    page.route(re.compile("/v1/images/(generations|edits)"), lose)
+    field(page, "Prompt").fill(f"an outage {edits}")
+    page.locator("#compare summary").click()
+    field(page, "Columns").select_option("seed")
+    page.locator("#compare-go").click()
+    expect(page.locator("#notice")).to_contain_text("does not respond")
+    expect(page.locator("#grid-status")).to_contain_text("4 images, seed")
+    listed = httpx2.get(f"{own_server.url}/v1/jobs?limit=100&q=an outage {edits}").json()["data"]
+    assert [job["status"] for job in listed] == ["completed"] * 4
+
+
+def test_a_grid_is_cancelled_without_a_server(own_server: ServerProcess, visit: Visit) -> None:
+    """A grid that the user cancels while the server does not respond is cancelled when it is
+    back."""
+    person = visit(own_server)
+    person.excuse("ERR_FAILED")
+    page = person.open()
+    field(page, "Prompt").fill("during an outage step=0.3")
+    page.locator("#compare summary").click()
+    field(page, "Columns").select_option("seed")
+    page.locator("#compare-go").click()
+    expect(page.locator("#grid-status")).to_have_text("0 of 4 finished")
+    expect(page.locator("#queue-title")).to_have_text("Queue (3)")
+    page.route("**/*", lambda route: route.abort())
+    page.locator("#grid").get_by_role("button", name="Cancel all").click()
+    expect(page.locator("#notice")).to_contain_text("does not respond")
+    page.unroute("**/*")
+    expect(page.locator("#grid-status")).to_contain_text("Cancelled; 0 images")
+    listed = httpx2.get(f"{own_server.url}/v1/jobs?limit=100&q=during an outage").json()["data"]
+    assert {job["status"] for job in listed} == {"cancelled"}

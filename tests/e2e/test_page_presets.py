@@ -29,7 +29,7 @@ def test_presets(own_server: ServerProcess, visit: Visit) -> None:
     name.fill(" soft heun ")
     page.screenshot(path=SCREENSHOTS / "preset.png")
     accessible(page)()
-    name.press("Enter")
+    name.press("Control+Enter")
     expect(preset).to_have_value("soft heun")
     expect(page.locator("#prompt-error")).to_be_empty()  # Enter generated nothing
     page.get_by_role("button", name="Defaults of the model").click()

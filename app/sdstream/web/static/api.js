@@ -24,6 +24,11 @@ export const BASE = new URL(".", document.baseURI);
 const UNREACHABLE = "The server does not respond. Try again when it is back.";
 /** The message for a 413 response of a proxy, which has no message from the server. */
 const TOO_LARGE = "The upload is too large for the server, or for a proxy in front of it.";
+/** Statuses of a proxy that cannot reach the server. The server itself may answer 503 too. */
+const GATEWAY = [502, 503, 504];
+/** The path that reports whether the server runs. */
+const LIVE = "livez";
+/** Time until a response must begin. */
 const TIMEOUT_MS = 30_000;
 const FIRST_PAUSE_MS = 1_000;
 const LONGEST_PAUSE_MS = 8_000;
@@ -45,7 +50,7 @@ export class ApiError extends Error {
 }
 
 /** The server did not respond. */
-export class Unreachable extends Error {
+class Unreachable extends Error {
   constructor() {
     super(UNREACHABLE);
   }
@@ -64,7 +69,8 @@ export function parse(text) {
 }
 
 /**
- * Fires "connection" when the server stops or starts to respond, and "key" when the key changes.
+ * Fires "connection" when the server stops or starts to respond, "key" when the key changes, and
+ * "locked" when the user enters no key.
  */
 class Api extends EventTarget {
   reachable = true;
@@ -151,7 +157,7 @@ class Api extends EventTarget {
 
   /** Check whether the server responds; if not, retry until it does. */
   async look() {
-    await this.#fetch("GET", "livez").catch(() => {});
+    await this.#fetch("GET", LIVE).catch(() => {});
   }
 
   #lost() {
@@ -186,6 +192,8 @@ class Api extends EventTarget {
     for (;;) {
       const key = this.#key;
       const response = await this.#fetch(method, path, { ...options, key });
+      // The response to a read is of no use to the owner of another key.
+      if (method === "GET" && key !== this.#key) continue;
       if (response.ok) return response;
       if (response.status === 401 && (await this.#admitted(key))) continue;
       throw new ApiError(response.status, await problem(response));
@@ -203,7 +211,7 @@ class Api extends EventTarget {
       this.#asking = null;
     });
     this.locked = !(await this.#asking);
-    if (this.locked) this.dispatchEvent(new Event("key"));
+    if (this.locked) this.dispatchEvent(new Event("locked"));
     return !this.locked;
   }
 
@@ -218,20 +226,28 @@ class Api extends EventTarget {
     const sent = new Headers(headers);
     if (key) sent.set("Authorization", `Bearer ${key}`);
     if (body && !asForm) sent.set("Content-Type", "application/json");
+    const limit = new AbortController();
+    // An upload may take longer than the timeout, and so may the body of the response.
+    const timer = asForm ? undefined : setTimeout(() => limit.abort(), TIMEOUT_MS);
+    let response;
     try {
-      const response = await fetch(new URL(path, BASE), {
+      response = await fetch(new URL(path, BASE), {
         method,
         headers: sent,
         body: asForm || !body ? body : JSON.stringify(body),
-        // An upload may take longer than the timeout.
-        signal: asForm ? undefined : AbortSignal.timeout(TIMEOUT_MS),
+        signal: limit.signal,
       });
-      this.#found();
-      return response;
     } catch {
       this.#lost();
       throw new Unreachable();
+    } finally {
+      clearTimeout(timer);
     }
+    if (!GATEWAY.includes(response.status)) this.#found();
+    else if (path === LIVE) this.#lost();
+    else await this.look();
+    if (!this.reachable) throw new Unreachable();
+    return response;
   }
 
   #found() {
@@ -265,24 +281,56 @@ export function pathOf(url) {
 const wanted = new WeakMap();
 
 /**
- * Show an image from the server, or from a data: or blob: URL.
+ * For each <img> whose image could not be loaded because the server does not respond: a function
+ * that loads it.
+ * @type {Map<HTMLImageElement, () => void>}
+ */
+const waiting = new Map();
+
+api.addEventListener("connection", () => {
+  if (!api.reachable) return;
+  const loads = [...waiting.values()];
+  waiting.clear();
+  for (const load of loads) load();
+});
+
+/**
+ * Show an image from the server, or from a data: or blob: URL. If the server does not respond, the
+ * image is loaded when it is back.
  * @param {HTMLImageElement} image
  * @param {string} url
- * @param {() => void} [gone] Called if the image cannot be loaded.
+ * @param {() => void} [gone] Called if the server has no such image.
  */
 export async function showImage(image, url, gone = () => {}) {
   if (wanted.get(image) === url) return;
   wanted.set(image, url);
-  const attempt = async () => {
-    const address = /^(data|blob):/.test(url) ? url : await api.address(pathOf(url));
-    if (wanted.get(image) === url) image.src = address;
-  };
+  waiting.delete(image);
   let retried = false;
-  image.onerror = () => {
-    if (!api.hasKey || retried) return gone();
-    retried = true;
-    api.dropToken();
-    attempt().catch(gone);
+  const load = async () => {
+    try {
+      const address = /^(data|blob):/.test(url) ? url : await api.address(pathOf(url));
+      if (wanted.get(image) === url) image.src = address;
+    } catch {
+      await failed();
+    }
   };
-  await attempt().catch(gone);
+  const failed = async () => {
+    await api.look();
+    if (wanted.get(image) !== url) return;
+    if (!api.reachable) {
+      retried = false;
+      waiting.set(image, load);
+    } else if (retried) {
+      // The next call tries again.
+      wanted.delete(image);
+      gone();
+    } else {
+      // The server may have rejected the token, or may just have started again.
+      retried = true;
+      api.dropToken();
+      await load();
+    }
+  };
+  image.onerror = failed;
+  await load();
 }

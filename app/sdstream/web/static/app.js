@@ -7,14 +7,14 @@ import { Easel } from "./canvas.js";
 import { ClusterStatus } from "./cluster.js";
 import { CodePanel } from "./code.js";
 import { Compare } from "./compare.js";
-import { byId, save } from "./dom.js";
+import { byId, held, save } from "./dom.js";
 import { acceptFiles } from "./drop.js";
 import { Form } from "./form.js";
 import { ExtraImages } from "./extra-images.js";
 import { asFields, IMAGE } from "./extra-options.js";
 import { Gallery } from "./gallery.js";
 import { setFilterModels } from "./gallery-filter.js";
-import { onKey, tell } from "./header.js";
+import { tell } from "./header.js";
 import { inputsOf, putOnEasel } from "./inputs.js";
 import { isOver, Jobs } from "./jobs.js";
 import { fileOf, settingsOf } from "./images.js";
@@ -145,18 +145,30 @@ function onChange(job) {
   if (job.id === stage.job?.id) {
     stage.job = job;
     stage.update();
-  } else if (stage.free && jobs.isMine(job.id) && hasNews(job)) {
-    // The next job of this browser has started or ended.
-    present(job);
+  } else if (!isOver(job)) {
+    presentNext(job);
   }
   if (jobs.isMine(job.id)) announceJob(job);
   if (isOver(job)) {
     if (crowded) form.clearTrouble();
     gallery.add(job);
     gallery.update(job);
-    if (jobs.isMine(job.id) && job.images.length) form.setLastSeed(job.parameters.seed);
   }
   showQueue();
+}
+
+/** @param {Job} job */
+function onEnd(job) {
+  presentNext(job);
+  if (jobs.isMine(job.id) && job.images.length) form.setLastSeed(job.parameters.seed);
+}
+
+/**
+ * Present a job of this browser that has started or ended, if the stage is free.
+ * @param {Job} job
+ */
+function presentNext(job) {
+  if (stage.free && jobs.isMine(job.id) && hasNews(job)) present(job);
 }
 
 /**
@@ -183,6 +195,7 @@ form.addEventListener("lack", () => {
   loadModels();
 });
 jobs.addEventListener("change", (event) => onChange(detailOf(event)));
+jobs.addEventListener("ended", (event) => onEnd(detailOf(event)));
 jobs.addEventListener("gone", (event) => {
   const id = detailOf(event);
   gallery.remove(id);
@@ -204,12 +217,14 @@ queue.addEventListener("open", (event) => {
 });
 stage.addEventListener("again", async (event) => {
   const job = detailOf(event);
-  await reuse({ job });
+  removeOther(job);
+  if (!(await reuse({ job }))) return;
   stage.showImage();
   form.generate();
 });
 stage.addEventListener("model", (event) => {
   const { job, model } = detailOf(event);
+  removeOther(job);
   // The other model's defaults suit it better than the settings of this job.
   const { prompt, negative_prompt } = job.parameters;
   form.apply({ model, prompt, negative_prompt });
@@ -222,7 +237,8 @@ stage.addEventListener("example", (event) => {
 if (navigator.platform.startsWith("Mac")) byId("generate-keys", HTMLElement).textContent = "⌘ ↵";
 document.addEventListener("keydown", (event) => {
   const open = document.querySelector("dialog[open]");
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !open) {
+  if (event.defaultPrevented || open) return;
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     form.generate();
   }
@@ -253,6 +269,7 @@ async function download({ job, image }) {
 /**
  * Put the settings of an image into the form, and load the images that its request uploaded.
  * @param {Shown} shown
+ * @returns {Promise<boolean>} False if an image of the request is missing.
  */
 async function reuse({ job, image }) {
   const lacking = [];
@@ -263,6 +280,15 @@ async function reuse({ job, image }) {
   }
   if (job.operation === "edit" && !easel.file) lacking.push(IMAGE);
   await take(settingsOf(job, image), "The settings of this image are in the form", { lacking });
+  return lacking.length === 0;
+}
+
+/**
+ * Remove the image to edit if the request of a job had none.
+ * @param {Job} job
+ */
+function removeOther(job) {
+  if (easel.file && !job.inputs.some(({ name }) => name === "image")) removeImage();
 }
 
 /** @param {Job} job */
@@ -355,11 +381,11 @@ async function startFrom(file) {
   }
 }
 
-/** @param {Blob} file */
+/** @param {File} file */
 async function readFrom(file) {
   const body = new FormData();
-  body.append("image", file);
   try {
+    body.append("image", await held(file));
     const { parameters, unread } = await api.post("v1/images/parameters", { body });
     if (parameters) await take(parameters, "The settings of this file are in the form", { lacking: unread });
     else tell(NO_SETTINGS);
@@ -399,10 +425,14 @@ easel.addEventListener("change", () => {
 });
 border.addEventListener("change", onEasel);
 byId("remove-image", HTMLButtonElement).addEventListener("click", () => {
-  easel.unload();
-  stage.setImage(false);
+  removeImage();
   byId("choose-image", HTMLButtonElement).focus();
 });
+
+function removeImage() {
+  easel.unload();
+  stage.setImage(false);
+}
 
 /**
  * @param {string} button
@@ -484,7 +514,7 @@ extraImages.addEventListener("change", () => {
     references: extraImages.references.length > 0,
   });
 });
-api.addEventListener("key", showCode);
+for (const news of ["key", "locked"]) api.addEventListener(news, showCode);
 
 // --- start ----------------------------------------------------------------------------------------
 
@@ -517,7 +547,7 @@ async function start() {
   await loadModels();
   await jobs.refresh();
   cluster.load();
-  if (!gallery.entries.length) await gallery.load();
+  if (!gallery.loaded) await gallery.load();
   await compare.restore();
   const mine = jobs.unfinished.filter((job) => jobs.isMine(job.id));
   const running = mine.find((job) => job.status !== "queued") ?? mine[0];
@@ -544,9 +574,14 @@ api.addEventListener("connection", () => {
 });
 // Without regular requests, the page would not notice that the server has stopped.
 setInterval(() => !document.hidden && api.reachable && api.look(), HEARTBEAT_MS);
-onKey(async () => {
-  // Another key may give access to other jobs.
-  await gallery.load();
+api.addEventListener("key", () => {
+  // The jobs of one key are not those of another.
+  jobs.clear();
+  gallery.clear();
+  compare.clear();
+  viewer.close();
+  stage.show(null);
+  showQueue();
   begin();
 });
 begin();

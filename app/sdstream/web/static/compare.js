@@ -13,7 +13,7 @@ import { forget, keep, recallJson } from "./storage.js";
 /** @import {Axis, Plan} from "./grid.js" */
 /** @import {Stage} from "./stage.js" */
 
-const QUEUE_FULL_MS = 1_000;
+const AGAIN_MS = 1_000;
 const TOO_MANY = 429;
 const SEEDS = 2 ** 32;
 
@@ -56,6 +56,13 @@ export class Compare extends EventTarget {
     this.grid.show(plan);
     for (const job of page.data) this.grid.update(job);
     this.#stage.addGrid();
+  }
+
+  /** Forget the grid; its remaining jobs are not submitted. */
+  clear() {
+    if (this.grid.plan) this.grid.plan.cancelled = true;
+    this.grid.plan = null;
+    this.#stage.removeGrid();
   }
 
   /**
@@ -141,22 +148,23 @@ export class Compare extends EventTarget {
       try {
         return await this.#jobs.submit(ask);
       } catch (error) {
-        if (!(error instanceof ApiError) || error.status !== TOO_MANY) throw error;
-        await new Promise((resolve) => setTimeout(resolve, QUEUE_FULL_MS));
+        if (!passes(error)) throw error;
+        await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
       }
     }
     return null;
   }
 
-  async #cancel() {
-    const { plan } = this.grid;
+  async #cancel(plan = this.grid.plan) {
     if (!plan) return;
-    this.grid.cancelled();
+    if (plan === this.grid.plan) this.grid.cancelled();
     try {
       await api.post("v1/jobs/cancel", { body: { group: plan.group } });
       await this.#jobs.refresh();
     } catch (error) {
-      tell(`The jobs could not be cancelled. ${/** @type {Error} */ (error).message}`);
+      if (api.reachable) tell(`The jobs could not be cancelled. ${/** @type {Error} */ (error).message}`);
+      // The next change of the connection is that the server responds again.
+      else api.addEventListener("connection", () => this.#cancel(plan), { once: true });
     }
   }
 
@@ -169,4 +177,13 @@ export class Compare extends EventTarget {
       tell(`The sheet could not be made. ${/** @type {Error} */ (error).message}`);
     }
   }
+}
+
+/**
+ * True if the same request may succeed soon: the queue is full, or the server does not respond.
+ * @param {unknown} error
+ */
+function passes(error) {
+  if (!api.reachable) return true;
+  return error instanceof ApiError && (error.status === TOO_MANY || error.reason === "shutting_down");
 }

@@ -10,7 +10,7 @@ const LABELS = { sample_steps: "Steps", lora: "LoRA" };
  * @param {number} seconds
  * @returns {string} "4 s", "1 min 10 s", "2 h 5 min".
  */
-export function duration(seconds) {
+function duration(seconds) {
   const whole = Math.max(1, Math.round(seconds));
   if (whole < 60) return `${whole} s`;
   const minutes = Math.floor(whole / 60);

@@ -6,7 +6,7 @@
  */
 
 import { api, ApiError, showImage } from "./api.js";
-import { byId, icon, make } from "./dom.js";
+import { byId, focusStage, icon, make } from "./dom.js";
 import { shortened } from "./format.js";
 import { filterQuery, filtersSet, matches, onFilter } from "./gallery-filter.js";
 import { nameOf } from "./images.js";
@@ -35,6 +35,8 @@ const count = byId("gallery-count", HTMLElement);
 export class Gallery extends EventTarget {
   /** The loaded entries, newest first. @type {Entry[]} */
   entries = [];
+  /** True once the newest images are loaded. */
+  loaded = false;
   /** True if a click selects an image instead of opening it. */
   #selecting = false;
   /** @type {Set<string>} */
@@ -82,14 +84,15 @@ export class Gallery extends EventTarget {
 
   /** Load the list again, from the newest image. */
   async load() {
-    this.#generation += 1;
-    this.#loading = null;
-    this.entries = [];
-    this.#last = "";
-    this.#current = this.#anchor = 0;
-    this.#selected.clear();
+    this.#reset();
     await this.#loadMore();
     this.#selectionChanged();
+  }
+
+  /** Remove all images from the list. */
+  clear() {
+    this.#reset();
+    this.selecting = false;
   }
 
   /**
@@ -126,11 +129,11 @@ export class Gallery extends EventTarget {
   }
 
   /**
-   * Focus a tile.
+   * Focus a tile; without tiles, the stage.
    * @param {number} place A place beyond the end means the last tile.
    */
   focus(place) {
-    if (!this.entries.length) return;
+    if (!this.entries.length) return focusStage();
     this.#current = Math.max(0, Math.min(place, this.entries.length - 1));
     this.#reveal();
     this.#render();
@@ -152,10 +155,23 @@ export class Gallery extends EventTarget {
   }
 
   async #loadMore() {
-    this.#loading ??= this.#loadPage().finally(() => {
-      this.#loading = null;
-    });
-    await this.#loading;
+    const loading = (this.#loading ??= this.#loadPage());
+    await loading;
+    if (this.#loading !== loading) return;
+    this.#loading = null;
+    // The jobs of this page may have too few images, or none, to fill the visible part.
+    this.#render();
+  }
+
+  #reset() {
+    this.#generation += 1;
+    this.#loading = null;
+    this.entries = [];
+    this.loaded = false;
+    this.#last = "";
+    this.#hasMore = false;
+    this.#current = this.#anchor = 0;
+    this.#selected.clear();
   }
 
   async #loadPage() {
@@ -168,6 +184,7 @@ export class Gallery extends EventTarget {
       if (generation !== this.#generation) return;
       this.#last = page.last_id ?? this.#last;
       this.#hasMore = page.has_more;
+      this.loaded = true;
       const known = new Set(this.entries.map((entry) => entry.job.id));
       const fresh = page.data.filter((/** @type {Job} */ job) => !known.has(job.id));
       this.#insert(fresh.flatMap(entriesOf));

@@ -49,6 +49,12 @@ export class GridForm extends EventTarget {
         error.textContent = "";
         this.#describe();
       });
+      valuesOf(name).addEventListener("keydown", (event) => {
+        if (event.key !== "Enter" || event.ctrlKey || event.metaKey || event.isComposing) return;
+        // Enter would submit the form and so generate a single image.
+        event.preventDefault();
+        this.dispatchEvent(new Event("compare"));
+      });
     }
     button.addEventListener("click", () => this.dispatchEvent(new Event("compare")));
   }
@@ -120,7 +126,7 @@ export function cellOf(settings, chosen) {
   const cell = { ...settings };
   for (const { axis, value } of chosen) {
     if (axis.name === "word") {
-      cell.prompt = (cell.prompt ?? "").replaceAll(axis.values[0], value);
+      cell.prompt = (cell.prompt ?? "").replaceAll(axis.values[0], () => value);
     } else {
       const asNumber = NUMBERS.includes(axis.name) && axis.name !== "seed";
       Object.assign(cell, { [axis.name]: asNumber ? Number(value) : value });

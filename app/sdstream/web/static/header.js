@@ -27,16 +27,6 @@ export function tell(text) {
   fading = setTimeout(showTrouble, READING_MS);
 }
 
-/**
- * Call a function after the user has entered a key with the button in the header.
- * @param {() => void} act
- */
-export function onKey(act) {
-  keyButton.addEventListener("click", async () => {
-    if (await askForKey(false)) act();
-  });
-}
-
 /** Show the problem that keeps the page from working, if there is one. */
 function showTrouble() {
   clearTimeout(fading);
@@ -67,8 +57,11 @@ showTheme(root.dataset.theme ?? THEMES[0]);
 
 api.askForKey = askForKey;
 api.addEventListener("connection", showTrouble);
-api.addEventListener("key", () => {
-  keyButton.hidden = !api.hasKey && !api.locked;
-  showTrouble();
-});
+for (const news of ["key", "locked"]) {
+  api.addEventListener(news, () => {
+    keyButton.hidden = !api.hasKey && !api.locked;
+    showTrouble();
+  });
+}
 keyButton.hidden = !api.hasKey;
+keyButton.addEventListener("click", () => askForKey(false));

@@ -64,7 +64,10 @@ export function isOver(job) {
   return job.status === "completed" || job.status === "failed" || job.status === "cancelled";
 }
 
-/** Fires "change" with a Job as detail, and "gone" with a job's id. */
+/**
+ * Fires "change" with a Job as detail, "ended" too when the page sees its end, and "gone" with a
+ * job's id.
+ */
 export class Jobs extends EventTarget {
   /** @type {Map<string, Job>} */
   #known = new Map();
@@ -80,7 +83,7 @@ export class Jobs extends EventTarget {
   #timer;
   /** Time of the next poll, by performance.now(). */
   #due = 0;
-  /** @type {{body: string, key: string} | null} */
+  /** @type {{body: string | FormData, key: string} | null} */
   #unanswered = null;
 
   constructor() {
@@ -98,6 +101,13 @@ export class Jobs extends EventTarget {
   get unfinished() {
     const open = [...this.#known.values()].filter((job) => !isOver(job));
     return open.sort((a, b) => a.created - b.created);
+  }
+
+  /** Forget all jobs. */
+  clear() {
+    this.#known.clear();
+    this.#unanswered = null;
+    this.watch(null);
   }
 
   /** @param {string} id */
@@ -201,14 +211,13 @@ export class Jobs extends EventTarget {
 
   /**
    * A header for a retry after a lost response: if the first request created a job, the server
-   * returns that job.
+   * returns that job. A form with files is a retry only if it is the same object.
    * @param {object | FormData} body
    * @returns {Record<string, string>}
    */
   #idempotency(body) {
-    if (body instanceof FormData) return {};
-    const text = JSON.stringify(body);
-    if (this.#unanswered?.body !== text) this.#unanswered = { body: text, key: randomId() };
+    const same = body instanceof FormData ? body : JSON.stringify(body);
+    if (this.#unanswered?.body !== same) this.#unanswered = { body: same, key: randomId() };
     return { "Idempotency-Key": this.#unanswered.key };
   }
 
@@ -277,9 +286,11 @@ export class Jobs extends EventTarget {
     const job = this.#known.get(news.id);
     // A list may be older than the end that an event has reported.
     if (job && isOver(job) && !isOver(news)) return job;
+    const ended = job && isOver(news) && !isOver(job);
     const kept = Object.assign(job ?? news, news, { heard: performance.now() });
     this.#known.set(kept.id, kept);
     this.dispatchEvent(new CustomEvent("change", { detail: kept }));
+    if (ended) this.dispatchEvent(new CustomEvent("ended", { detail: kept }));
     const next = !this.#followed && this.isMine(kept.id) && !isOver(kept);
     if (next || (kept.id === this.#followed && isOver(kept))) this.#follow();
     this.#plan();

@@ -3,14 +3,18 @@
 import { api } from "./api.js";
 import { byId } from "./dom.js";
 
+/** A header, which carries the key, can hold no other characters. */
+const NOT_ASCII =
+  "This key has characters other than ASCII. Enter the key as its operator issued it.";
+
 const dialog = byId("key-dialog", HTMLDialogElement);
 const field = byId("key", HTMLInputElement);
 const problem = byId("key-error", HTMLElement);
 const remember = byId("key-remember", HTMLInputElement);
 const forgetButton = byId("key-forget", HTMLButtonElement);
 
-/** @type {((given: boolean) => void) | null} */
-let answer = null;
+/** Resolve the promises of askForKey(). @type {((given: boolean) => void)[]} */
+let answers = [];
 
 /**
  * Show the dialog until the user enters a key that the server accepts.
@@ -18,13 +22,15 @@ let answer = null;
  * @returns {Promise<boolean>} False if the user closed the dialog.
  */
 export function askForKey(rejected) {
-  field.value = "";
   tell(rejected ? "The server does not accept this key any more." : "");
   forgetButton.hidden = !api.hasKey;
-  if (!dialog.open) dialog.showModal();
+  if (!dialog.open) {
+    field.value = "";
+    dialog.showModal();
+  }
   field.focus();
   return new Promise((resolve) => {
-    answer = resolve;
+    answers.push(resolve);
   });
 }
 
@@ -37,6 +43,7 @@ function tell(text) {
 async function tryKey() {
   const key = field.value.trim();
   if (!key) return tell("Enter the key.");
+  if (/[^ -~]/.test(key)) return tell(NOT_ASCII);
   try {
     if (!(await api.accepts(key))) return tell("The server does not accept this key.");
   } catch (error) {
@@ -48,10 +55,10 @@ async function tryKey() {
 
 /** @param {boolean} given */
 function finish(given) {
-  const waiting = answer;
-  answer = null;
+  const waiting = answers;
+  answers = [];
   dialog.close();
-  waiting?.(given);
+  for (const answer of waiting) answer(given);
 }
 
 byId("key-form", HTMLFormElement).addEventListener("submit", (event) => {
@@ -64,4 +71,4 @@ forgetButton.addEventListener("click", () => {
   finish(false);
 });
 // The Escape key closes the dialog without a click on a button.
-dialog.addEventListener("close", () => answer && finish(false));
+dialog.addEventListener("close", () => answers.length && finish(false));

@@ -10,6 +10,7 @@ import { progressLine, shortened } from "./format.js";
 export class Queue extends EventTarget {
   #section = byId("queue", HTMLElement);
   #list = byId("queue-list", HTMLElement);
+  #cancel = byId("queue-cancel", HTMLButtonElement);
   /** @type {Map<string, QueueRow>} */
   #rows = new Map();
   /** @type {Job[]} */
@@ -17,7 +18,7 @@ export class Queue extends EventTarget {
 
   constructor() {
     super();
-    byId("queue-cancel", HTMLButtonElement).addEventListener("click", () => {
+    this.#cancel.addEventListener("click", () => {
       this.dispatchEvent(new CustomEvent("cancelall", { detail: this.#jobs }));
     });
   }
@@ -28,7 +29,8 @@ export class Queue extends EventTarget {
     if (jobs.length === 0 && this.#section.contains(document.activeElement)) focusStage();
     this.#section.hidden = jobs.length === 0;
     byId("queue-title", HTMLElement).textContent = `Queue (${jobs.length})`;
-    byId("queue-cancel", HTMLElement).hidden = jobs.length < 2;
+    if (jobs.length < 2 && document.activeElement === this.#cancel) focusStage();
+    this.#cancel.hidden = jobs.length < 2;
     const ids = new Set(jobs.map((job) => job.id));
     for (const [id, row] of this.#rows) {
       if (!ids.has(id)) {

@@ -131,6 +131,11 @@ export class Stage extends EventTarget {
     this.#turn(false);
   }
 
+  removeGrid() {
+    this.#hasGrid = this.#onGrid = false;
+    this.#turn(this.#onCanvas);
+  }
+
   /**
    * Show the canvas if there is an image to edit; hide it otherwise.
    * @param {boolean} exists

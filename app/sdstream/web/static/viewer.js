@@ -62,6 +62,10 @@ export class Viewer extends EventTarget {
     prompt.tabIndex = prompt.scrollHeight > prompt.clientHeight ? 0 : -1;
   }
 
+  close() {
+    dialog.close();
+  }
+
   /** @param {Entry} entry */
   #show({ job, image }) {
     sure.hidden = true;
