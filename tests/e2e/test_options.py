@@ -74,6 +74,7 @@ def test_every_number_of_a_cache_acts(native_server: ServerProcess, mode: str, n
     middle = max(2.0, knob.low) if knob.whole else (knob.low + knob.high) / 4
     # If the mode has a threshold, use one at which the cache skips steps.
     base = {} if mode == "spectrum" or name == "threshold" else {"threshold": 0.6}
+    base |= {"start": {"end": 1.0}, "end": {"start": 0.0}}.get(name, {})  # no span may be empty
     pictures = (
         drawn(
             native_server,
