@@ -15,7 +15,6 @@ from sdstream.core.enlargement import SHORTEST_SIDE
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.options import OPTIONS, ImageParams, Options, params_schema
-from sdstream.core.pixels import SourceFiles
 from sdstream.core.request import Assets, Limits
 from sdstream.core.samplers import (
     CACHE_KNOBS,
@@ -74,9 +73,14 @@ def supports(spec: ModelSpec, option: str) -> bool:
     return OPTIONS[option].unsupported(spec) is None
 
 
-def only_looks(spec: ModelSpec, files: SourceFiles) -> bool:
+def only_looks(ask: ParsedRequest, spec: ModelSpec) -> bool:
     """Return whether a model uses all input images as references and edits none of them."""
-    return spec.traits.references and bool(files.images) and files.mask is None
+    files = ask.files
+    if files is None or not files.images or not spec.traits.references:
+        return False
+    masked = files.mask is not None or files.own_alpha
+    # An upscale or an expansion edits the image, even if the model takes references.
+    return not (masked or ask.only_upscale or ask.params.expand)
 
 
 def options_of(spec: ModelSpec, assets: Assets, limits: Limits) -> dict[str, dict[str, Any]]:

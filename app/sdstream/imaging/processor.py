@@ -153,7 +153,7 @@ class ImageProcessor:
 
         Args:
             files: The files as the client sent them.
-            only_references: Without a mask, the model uses all images as references.
+            only_references: The model uses all images as references.
             mask_mode: Which part of a mask is painted.
 
         Raises:
@@ -238,7 +238,7 @@ class ImageProcessor:
         self._check_all(files)
         pictures = tuple(self._read(file) for file in files.images)
         control = self._read(files.control) if files.control else None
-        if not pictures or (only_references and files.mask is None and not files.own_alpha):
+        if not pictures or only_references:
             return Pictures(references=pictures, control=control)
         image, *references = pictures
         mask = image if files.own_alpha else None

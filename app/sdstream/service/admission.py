@@ -14,6 +14,7 @@ from sdstream.clocks import SteadyClock
 from sdstream.core.ask import ParsedRequest
 from sdstream.core.errors import TEMPORARY_REASONS, Forbidden, KeyReused, QueueFull, Reason
 from sdstream.core.job import Job, JobCancelled, JobFailed, Terms
+from sdstream.core.model_options import only_looks
 from sdstream.core.pixels import Inputs
 from sdstream.core.queue import Priority
 from sdstream.core.request import Assets, Limits
@@ -136,11 +137,11 @@ class Admission:
         self._admit(spec.id, ask.params.n or 1, terms)
         pictures = Pictures()
         if ask.files is not None:
-            # An upscale or an expansion edits the image, even if the model takes references.
-            looks = spec.traits.references and not (ask.only_upscale or ask.params.expand)
             check_count(ask, spec, ask.files.images)
             pictures = await self._processor.decode(
-                ask.files, only_references=looks, mask_mode=ask.params.mask_mode or "auto"
+                ask.files,
+                only_references=only_looks(ask, spec),
+                mask_mode=ask.params.mask_mode or "auto",
             )
         request = resolve(
             ask,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from pydantic import ValidationError
 from sdstream.core.ask import ParsedRequest
 from sdstream.core.catalog import Catalog
 from sdstream.core.errors import ImageServiceError, InvalidRequest, Reason
+from sdstream.core.model_options import only_looks
 from sdstream.core.options import MAX_SEED, ImageParams
-from sdstream.core.pixels import SourceFile
+from sdstream.core.pixels import SourceFile, SourceFiles
 from sdstream.core.placement import Box
 from sdstream.core.request import (
     NO_ASSETS,
@@ -80,6 +82,28 @@ def ask(
         sources=sources,
         assets=assets,
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "looks"),
+    [
+        ({}, {}, True),
+        ({"mask": SourceFile("mask", b"")}, {}, False),
+        ({"own_alpha": True}, {}, False),
+        ({}, {"expand": (0, 64, 0, 0)}, False),
+    ],
+)
+def test_models_that_only_look_at_the_images(
+    changes: dict[str, Any], options: dict[str, Any], looks: bool
+) -> None:
+    """Without a mask and without an expansion, a model that takes references edits no image."""
+    files = SourceFiles((SourceFile("image", b""),), **changes)
+    request = ParsedRequest(ImageParams(prompt="a cat", **options), files=files)
+    spec = CATALOG.find("looker")
+    assert spec is not None
+    assert only_looks(request, spec) is looks
+    assert not only_looks(replace(request, only_upscale=True), spec)
+    assert not only_looks(replace(request, files=None), spec)
 
 
 def refused(sources: Sources = NOTHING, **options: Any) -> ImageServiceError:

@@ -256,7 +256,7 @@ def fitted(drawing: Drawing, spec: ModelSpec, name: str) -> Drawing:
     if drawing.recalled_clip_skip and params.clip_skip and not supports(spec, "clip_skip"):
         changed["clip_skip"] = None
         words.append(f"{CLIP_SKIP} has no effect: the model '{spec.id}' reads more than CLIP.")
-    if files is not None and only_looks(spec, files):
+    if only_looks(drawing.ask, spec):
         changed |= dict.fromkeys(("fit", "strength"))
         words.append(
             f"The model '{spec.id}' uses the image as a reference and generates a new one."

@@ -76,7 +76,7 @@ def fitted(ask: ParsedRequest, spec: ModelSpec) -> ParsedRequest:
     files = ask.files
     if files is None or not files.images:
         return ask
-    if only_looks(spec, files):
+    if only_looks(ask, spec):
         return replace(ask, params=ask.params.model_copy(update={"strength": None}))
     if not spec.traits.references and files.images[-1].param.startswith("ref_images"):
         raise InvalidRequest(
