@@ -1,6 +1,5 @@
 /** Downloads, marks and deletes the selected images of the gallery. */
 
-import { api } from "./api.js";
 import { byId, save } from "./dom.js";
 import { counted } from "./format.js";
 import { fileOf } from "./images.js";
@@ -123,7 +122,6 @@ export class Selection {
       await act();
     } catch (error) {
       problem.textContent = `Not all images were ${done}. ${/** @type {Error} */ (error).message}`;
-      if (!api.reachable) problem.textContent += " Try again when the server is back.";
     }
   }
 }
