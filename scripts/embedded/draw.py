@@ -74,13 +74,22 @@ KINDS: dict[str, float] = {
     "place": 0.15,
     "count": 0.2,
     "relation": 0.12,
-    "group": 0.4,
+    "group": 0.2,
     "inside": 0.04,
     "portrait": 0.03,
     "plain": 0.01,
     "scene": 0.2,
 }
 """Relative frequency of each kind of image."""
+
+FREQUENCIES: dict[str, int] = {
+    "square": 5,
+    "cross": 3,
+    **dict.fromkeys(("star", "sun", "dog", "tree", "flower"), 2),
+}
+"""How often a shape is drawn, compared with the other shapes: the network learns these last."""
+
+_DRAWN = tuple(shape for shape in SHAPES for _ in range(FREQUENCIES.get(shape, 1)))
 
 GOLDEN: Colour = (226, 168, 84)
 """Colour of a golden retriever's coat."""
@@ -224,7 +233,7 @@ def _paint_things(canvas: Canvas, text: str, said_background: bool, plan: Plan) 
 
 
 def _one(rng: Random, canvas: Canvas) -> tuple[str, Plan]:
-    shape = rng.choice(SHAPES)
+    shape = rng.choice(_DRAWN)
     said, said_background = rng.random() < 0.78, rng.random() < 0.72
     colour = _choose_colour(rng, shape, said)
     background = _choose_background(rng, said_background, (colour,))
@@ -239,7 +248,7 @@ def _one(rng: Random, canvas: Canvas) -> tuple[str, Plan]:
 
 
 def _place(rng: Random, canvas: Canvas) -> tuple[str, Plan]:
-    shape, place = rng.choice(SHAPES), rng.choice(list(PLACES))
+    shape, place = rng.choice(_DRAWN), rng.choice(list(PLACES))
     said, said_background = rng.random() < 0.8, rng.random() < 0.7
     colour = _choose_colour(rng, shape, said)
     background = _choose_background(rng, said_background, (colour,))
@@ -253,7 +262,7 @@ def _place(rng: Random, canvas: Canvas) -> tuple[str, Plan]:
 
 
 def _count(rng: Random, canvas: Canvas) -> tuple[str, Plan]:
-    shape, count = rng.choice(SHAPES), rng.choice((2, 3, 4))
+    shape, count = rng.choice(_DRAWN), rng.choice((2, 3, 4))
     said, said_background = rng.random() < 0.75, rng.random() < 0.65
     colour = _choose_colour(rng, shape, said)
     background = _choose_background(rng, said_background, (colour,))
@@ -266,7 +275,7 @@ def _count(rng: Random, canvas: Canvas) -> tuple[str, Plan]:
 
 def _relation(rng: Random, canvas: Canvas) -> tuple[str, Plan]:
     relation = rng.choice(list(RELATED))
-    shapes = rng.choice(SHAPES), rng.choice(SHAPES)
+    shapes = rng.choice(_DRAWN), rng.choice(_DRAWN)
     said, said_background = rng.random() < 0.85, rng.random() < 0.6
     first = _choose_colour(rng, shapes[0], said)
     second = _choose_colour(rng, shapes[1], said, (first,))
@@ -302,7 +311,7 @@ def rows_of(
 
 def _group(rng: Random, canvas: Canvas) -> tuple[str, Plan]:
     relation = rng.choice(list(RELATED))
-    shapes = rng.choice(SHAPES), rng.choice(SHAPES)
+    shapes = rng.choice(_DRAWN), rng.choice(_DRAWN)
     numbers = rng.choice(((2, 1), (2, 1), (1, 2), (1, 2), (2, 2), (3, 1), (1, 3)))
     said, said_background = rng.random() < 0.85, rng.random() < 0.6
     first = _choose_colour(rng, shapes[0], said)
@@ -330,7 +339,7 @@ def _group(rng: Random, canvas: Canvas) -> tuple[str, Plan]:
 
 
 def _inside(rng: Random, canvas: Canvas) -> tuple[str, Plan]:
-    inner, outer = rng.choice(SHAPES), rng.choice(ROOMY)
+    inner, outer = rng.choice(_DRAWN), rng.choice(ROOMY)
     said_background = rng.random() < 0.6
     first = _choose_colour(rng, inner, True)
     second = _choose_colour(rng, outer, True, (first,))
