@@ -190,7 +190,7 @@ def test_variations_and_inpainting(native_server: ServerProcess) -> None:
         ),
         ({"image": file_of(scene())}, {"strength": "1.1"}, "strength"),
         ({"image": file_of(scene())}, {"mask_blur": "1"}, "mask_blur"),
-        ([("image[]", file_of(scene()))] * 2, {}, "image[]"),
+        ([("image[]", file_of(scene()))] * 2, {}, "image"),
         ({"picture": file_of(scene())}, {}, "picture"),
     ],
 )

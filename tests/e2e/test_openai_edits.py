@@ -58,7 +58,7 @@ def test_edit_a_list(client: openai.OpenAI, pictures: Path) -> None:
     assert client.images.edit(image=[data], extra_body=FEW_STEPS, **QUICK).data
     with pytest.raises(openai.BadRequestError) as caught:
         client.images.edit(image=[data, data], extra_body=FEW_STEPS, **QUICK)
-    assert caught.value.param == "image[]"
+    assert caught.value.param == "image"
     assert "one input image" in caught.value.message
 
 

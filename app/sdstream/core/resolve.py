@@ -74,7 +74,7 @@ def check_count(ask: ParsedRequest, spec: ModelSpec, images: Sequence[SourceFile
         raise InvalidRequest(
             f"{who} accepts one input image, not {len(images)}.",
             reason=Reason.NOT_SUPPORTED,
-            param=images[1].param,
+            param=images[1].param.removesuffix("[]"),  # the ending of lists in forms
         )
 
 
