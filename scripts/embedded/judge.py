@@ -214,7 +214,7 @@ def parse_options() -> argparse.Namespace:
     add("--kinds", type=parse_kinds, default=KINDS, help=f"of {', '.join(WORDINGS)}")
     add("--size", default="128x128", help="WIDTHxHEIGHT in pixels")
     add("--steps", type=int, default=12)
-    add("--cfg", type=float, default=3.0)
+    add("--cfg", type=float, default=2.0)
     add("--sampler", default="euler")
     add("--threads", type=int, default=2, help="of a GGUF file's model")
     add("--sheet", type=Path, help="write a contact sheet")

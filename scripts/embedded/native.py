@@ -53,7 +53,7 @@ class Settings:
     """Width in pixels, a multiple of 16."""
     height: int = 128
     steps: int = 12
-    cfg: float = 3.0
+    cfg: float = 2.0
     """Guidance scale; 1 disables guidance."""
     sampler: str = "euler"
 
