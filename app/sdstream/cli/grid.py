@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ import click
 
 from sdstream.cli.console import EXIT_FAILED, LateBars, one_line, plain_errors
 from sdstream.cli.generate import chosen_options, common_options, connected
-from sdstream.cli.inputs import SAMPLER, SCHEDULE, ImageInput, prompt_text
+from sdstream.cli.inputs import SAMPLER, SCHEDULE, ImageInput, check_finite, prompt_text
 from sdstream.cli.saver import Saver, force_option, show_option
 from sdstream.client.answers import APIError
 from sdstream.client.calls import Call
@@ -108,8 +107,8 @@ class Axis:
 def _value(kind: click.ParamType[Any], text: str) -> Any:
     """Return a value of an axis; raises click.BadParameter."""
     value = kind.convert(text, None, None)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise click.BadParameter(f"{text} is not a finite number.")
+    if isinstance(value, float):
+        check_finite(value)
     return value
 
 

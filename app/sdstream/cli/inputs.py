@@ -203,10 +203,16 @@ def _number(text: str) -> float | None:
 
 
 def finite(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
-    """Return the number; raises click.BadParameter for infinity and NaN, which JSON lacks."""
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is not a finite number.")
+    """Return the number; raises click.BadParameter for infinity and NaN."""
+    if value is not None:
+        check_finite(value)
     return value
+
+
+def check_finite(value: float) -> None:
+    """Raise click.BadParameter for infinity and NaN, which JSON lacks."""
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number.")
 
 
 def prompt_text(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:

@@ -93,6 +93,19 @@ def webhooks_of(outbox: MemoryOutbox, clock: Clock, **changes: Any) -> Webhooks:
     return Webhooks(outbox, clock=clock, steady=clock, **settings)
 
 
+@asynccontextmanager
+async def running(webhooks: Webhooks) -> AsyncIterator[None]:
+    """Run webhooks for at most 20 seconds, and cancel them at the end."""
+    task = asyncio.create_task(webhooks.run())
+    try:
+        async with asyncio.timeout(20):
+            yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
 def deliver(
     receiver: Receiver,
     until: Callable[[MemoryOutbox], bool],
@@ -109,17 +122,13 @@ def deliver(
             webhooks = webhooks_of(outbox, clock, **{"hosts": [host], **changes})
             message = Delivery("msg_1", url.format(port=receiver.port), b'{"a":1}', 0, clock())
             outbox.waiting["msg_1"] = message
-            task = asyncio.create_task(webhooks.run())
-            async with asyncio.timeout(20):
+            async with running(webhooks):
                 while not until(outbox):
                     await asyncio.sleep(0.01)
                     pending = [d.next_at for d in outbox.waiting.values()]
                     if pending and min(pending) > clock.now:
                         clock.now = min(pending)
                         webhooks.notify()
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     asyncio.run(run())
     return outbox, clock
@@ -212,14 +221,10 @@ def test_a_receiver_that_does_not_answer_delays_no_other() -> None:
                 ),
                 Delivery("msg_good", f"http://127.0.0.1:{receiver.port}/", b"{}", 0, clock()),
             )
-            task = asyncio.create_task(webhooks_of(outbox, clock).run())
-            async with asyncio.timeout(20):
+            async with running(webhooks_of(outbox, clock)):
                 while not outbox.settled or not open_ended:
                     await asyncio.sleep(0.01)
-            assert len(open_ended) <= 2
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+                assert len(open_ended) <= 2
         for writer in open_ended:
             writer.close()
         silent.close()
@@ -273,13 +278,9 @@ def test_a_try_put_off_by_a_clock_that_was_ahead() -> None:
         async with receiver.listening():
             url = f"http://127.0.0.1:{receiver.port}/"
             outbox.waiting["msg_1"] = Delivery("msg_1", url, b"{}", 1, clock() + 259_200)
-            task = asyncio.create_task(webhooks_of(outbox, clock).run())
-            async with asyncio.timeout(20):
+            async with running(webhooks_of(outbox, clock)):
                 while outbox.waiting:
                     await asyncio.sleep(0.01)
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     asyncio.run(run())
 
@@ -351,13 +352,9 @@ def test_a_disk_that_takes_no_notes_delays_deliveries(monkeypatch: pytest.Monkey
         async with receiver.listening():
             url = f"http://127.0.0.1:{receiver.port}/"
             outbox.waiting["msg_1"] = Delivery("msg_1", url, b"{}", 0, clock())
-            task = asyncio.create_task(webhooks_of(outbox, clock).run())
-            async with asyncio.timeout(20):
+            async with running(webhooks_of(outbox, clock)):
                 while not outbox.settled:
                     await asyncio.sleep(0.01)
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     asyncio.run(run())
     assert [headers["webhook-id"] for headers, _ in receiver.requests] == ["msg_1", "msg_1"]
