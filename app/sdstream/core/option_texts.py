@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from sdstream.core.text import is_unicode
+
 
 def plain(value: str) -> str:
     """Return a prompt with CRLF replaced by LF.
@@ -16,7 +18,7 @@ def plain(value: str) -> str:
     # NUL ends a C string, and an unpaired surrogate has no UTF-8 form.
     if "\0" in value:
         raise ValueError("must not contain a NUL character")
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if not is_unicode(value):
         raise ValueError("must not contain unpaired surrogates")
     # Multipart forms end lines with CRLF; the same prompt in JSON must give the same image.
     return value.replace("\r\n", "\n")

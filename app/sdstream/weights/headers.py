@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
-from sdstream.core.text import shown
+from sdstream.core.text import is_unicode, shown
 
 Scalar = str | int | float | bool
 
@@ -438,17 +438,12 @@ def _texts(metadata: object) -> dict[str, Scalar]:
     return {
         key: value
         for key, value in metadata.items()
-        if isinstance(value, str) and len(value) <= _KEPT_STRING and _is_unicode(key + value)
+        if isinstance(value, str) and len(value) <= _KEPT_STRING and is_unicode(key + value)
     }
 
 
-def _is_unicode(text: str) -> bool:
-    """Return whether a text can be encoded: JSON may contain halves of surrogate pairs."""
-    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
-
-
 def _safetensors_tensor(name: str, entry: object, data: int) -> Tensor:
-    if "\0" in name or not _is_unicode(name):  # the runtime cannot read such a name
+    if "\0" in name or not is_unicode(name):  # the runtime cannot read such a name
         raise BadFile(f"is damaged: the name of its tensor '{shown(name)}' is not text")
     match entry:
         case {"dtype": str(kind), "shape": list(shape), "data_offsets": [begin, end]} if all(

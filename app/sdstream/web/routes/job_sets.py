@@ -22,6 +22,7 @@ from sdstream.core.errors import (
 )
 from sdstream.core.job import JobStatus
 from sdstream.core.job_filter import UNFINISHED, JobFilter
+from sdstream.core.text import is_unicode
 from sdstream.dialects.fields import Taken, take
 from sdstream.dialects.rendering import compact
 from sdstream.service.live_jobs import LiveJob
@@ -168,7 +169,7 @@ class JobSetRoutes:
             raise InvalidRequest(
                 "Send either 'ids' or 'group'.", reason=Reason.MISSING_FIELD, param="ids"
             )
-        if group is not None and not (isinstance(group, str) and _is_text(group)):
+        if group is not None and not (isinstance(group, str) and group and is_unicode(group)):
             raise InvalidRequest("'group' must be the name of a group.", param="group")
         if ids is not None and not (
             isinstance(ids, list) and len(ids) <= _MAX_IDS and all(isinstance(i, str) for i in ids)
@@ -216,14 +217,6 @@ def _taken(request: Request, given: Mapping[str, Any], own: Any, *, by_name: boo
     taken = take(given, own, foreign={}, handling=handling, by_name=by_name)
     negotiation.report(request, taken.unknown)
     return taken
-
-
-def _is_text(name: str) -> bool:
-    """Return whether a name is not empty and can be encoded."""
-    try:
-        return bool(name.encode())
-    except UnicodeEncodeError:  # JSON may contain unpaired surrogates
-        return False
 
 
 def _answer(kind: str, done: list[LiveJob], missing: list[str], taken: Taken) -> Response:
