@@ -245,5 +245,5 @@ def test_the_options_of_a_model(server: ServerProcess, native_server: ServerProc
         "description": "Classifier-free guidance.",
         "minimum": 0,
         "maximum": 30,
-        "default": 3.0,
+        "default": 2.0,
     }

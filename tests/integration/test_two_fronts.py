@@ -293,7 +293,7 @@ def test_two_servers_never_both_write(postgres: Postgres, tmp_path: Path, stoppe
         ready = first if state_of(first) == "ok" else second
         for job in jobs:
             wait_until(lambda job=job: ended(ready, job["id"]), 20, "it has not ended")
-        wait_until(lambda: len(told) == 2, 20, "not both ends were posted")
+        wait_until(lambda: len(told) >= 2, 20, "not both ends were posted")
         time.sleep(1)
         assert Counter(message["data"]["id"] for message in told) == {j["id"]: 1 for j in jobs}
 

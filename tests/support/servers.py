@@ -173,6 +173,9 @@ def _runs_child(pid: int) -> bool:
 #: A busy machine may take this many times as long as a quiet one.
 BUSY: Final = 8
 
+#: Part of a server's log that pytest shows if the test that started the server fails.
+_SHOWN_CHARACTERS: Final = 8000
+
 
 def wait_until(condition: Any, seconds: float, message: str) -> None:
     """Poll a condition; fail with the message when it stays false.
@@ -238,6 +241,9 @@ def running_server(
         if wait:
             server.wait_ready()
         yield server
+    except BaseException:
+        print(f"--- the end of {log.name}", log.read_text()[-_SHOWN_CHARACTERS:], sep="\n")
+        raise
     finally:
         if process.poll() is None:
             server.stop()
