@@ -74,7 +74,11 @@ class Settings(BaseSettings):
     """The server's settings."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SDSTREAM_", frozen=True, env_ignore_empty=True, extra="forbid"
+        env_prefix="SDSTREAM_",
+        frozen=True,
+        env_ignore_empty=True,
+        extra="forbid",
+        allow_inf_nan=False,
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 means all.")
@@ -244,7 +248,6 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(
         20.0,
         ge=0,
-        allow_inf_nan=False,
         description="Maximum seconds until the server has stopped. Running jobs must end "
         "earlier: by a tenth of this time, but at most 2 s. A service manager must wait longer.",
     )

@@ -180,7 +180,7 @@ def test_a_start_with_another_folder_of_images_ends_with_a_sentence(tmp_path: Pa
     images.rename(tmp_path / "elsewhere")
     with running_server(tmp_path, engine="fake", wait=False) as late:
         assert late.process.wait(90) == 78
-        assert "none of the 1 images" in late.log.read_text()
+        assert "lacks every image that the database names (1)" in late.log.read_text()
         assert "Traceback" not in late.log.read_text()
     images.rmdir()
     (tmp_path / "elsewhere").rename(images)

@@ -66,6 +66,8 @@ def test_workers_wait_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
         ("PORT", "70000"),
         ("QUEUE_IMAGES", "0"),
         ("GRACE_SECONDS", "inf"),
+        ("HANG_SECONDS", "inf"),
+        ("KEEPALIVE_SECONDS", "nan"),
         ("GRACE_SECONDS", "nan"),
         ("API_KEYS", "schlüssel"),
         ("API_KEYS", "good, b\tad"),

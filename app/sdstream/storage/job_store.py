@@ -171,7 +171,7 @@ class JobStore:
         other unfinished job fails, because the connection to its client is lost.
 
         Raises:
-            StoreError: The image store contains none of the images that the database names.
+            StoreError: The image store lacks every image that the database names.
             Unavailable: The database or the image store cannot be read.
         """
         await self._ledger.write(self._rows.take_up)
@@ -185,9 +185,9 @@ class JobStore:
         if named and not left:
             # Most likely another image store was meant. Its jobs must not be deleted.
             raise StoreError(
-                f"the image store contains none of the {len(named)} images that the database "
-                "names; mount or restore it, choose another --images or --data-dir, or move the "
-                "database away to start without its jobs"
+                f"the image store lacks every image that the database names ({len(named)}); mount "
+                "or restore it, choose another --images or --data-dir, or move the database away "
+                "to start without its jobs"
             )
         gone = {named[name] for name in named.keys() - left}
         if gone:
