@@ -188,6 +188,8 @@ class Webhooks:
         self, pool: httpcore2.AsyncConnectionPool, attempts: asyncio.TaskGroup
     ) -> float:
         """Begin to post the due deliveries; return the seconds until the next one is due."""
+        # The outcome of an attempt that ends during the read may be missing from the rows.
+        attempted = frozenset(self._in_progress)
         waiting = await self._outbox.deliveries(_SEARCHED)
         now = self._steady()
         wait = _IDLE_SECONDS
@@ -199,7 +201,7 @@ class Webhooks:
             host = "/".join(delivery.url.split("/", 3)[:3])
             hosts = self._in_progress.values()
             if (
-                delivery.id not in self._in_progress
+                delivery.id not in attempted
                 and len(hosts) < _AT_ONCE
                 and list(hosts).count(host) < _AT_ONCE_PER_HOST
             ):

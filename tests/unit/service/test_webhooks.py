@@ -270,6 +270,49 @@ def test_a_delivery_that_comes_while_the_outbox_is_read(turns: int) -> None:
     asyncio.run(run())
 
 
+class HeldOutbox(MemoryOutbox):
+    """An outbox that can hold back a list of deliveries that it has read."""
+
+    def __init__(self, *deliveries: Delivery) -> None:
+        super().__init__(*deliveries)
+        self.free = asyncio.Event()
+        self.free.set()
+        self.read = asyncio.Event()
+
+    async def deliveries(self, limit: int) -> list[Delivery]:
+        """Return what was waiting at the beginning of the call, when ``free`` is set."""
+        found = await super().deliveries(limit)
+        self.read.set()
+        await self.free.wait()
+        return found
+
+
+def test_a_delivery_that_is_taken_while_the_outbox_is_read() -> None:
+    """It is not posted again, although the list still contains it."""
+
+    async def run() -> list[str]:
+        receiver, clock, outbox = Receiver(), Clock(), HeldOutbox()
+        async with receiver.listening():
+            url = f"http://127.0.0.1:{receiver.port}/"
+            outbox.waiting["msg_1"] = Delivery("msg_1", url, b"{}", 0, 0.0)
+            webhooks = webhooks_of(outbox, clock)
+            async with running(webhooks):
+                await outbox.read.wait()
+                outbox.read.clear()
+                outbox.free.clear()
+                webhooks.notify()  # another job ended, so the outbox is read during the attempt
+                await outbox.read.wait()
+                while not outbox.settled:
+                    await asyncio.sleep(0.01)
+                outbox.waiting["msg_2"] = Delivery("msg_2", url, b"{}", 0, 0.0)
+                outbox.free.set()
+                while "msg_2" not in outbox.settled:
+                    await asyncio.sleep(0.01)
+        return [headers["webhook-id"] for headers, _ in receiver.requests]
+
+    assert asyncio.run(run()) == ["msg_1", "msg_2"]
+
+
 def test_a_try_put_off_by_a_clock_that_was_ahead() -> None:
     """An attempt that is days away is made at once, as no pause is that long."""
 
