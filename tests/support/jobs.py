@@ -64,6 +64,7 @@ def wait_for(
         found = look(server, job, headers)
         if found["status"] in statuses:
             return found
+        assert found["status"] not in ENDINGS, f"{found['status']}, which does not change"
         assert time.monotonic() < deadline, f"{found['status']} after {seconds} s"
         time.sleep(0.02)
 
