@@ -51,19 +51,35 @@ GPUSTACK = {
     "stable-diffusion-v1-5": "stable-diffusion-v1-5",
     "stable-diffusion-v1-4": "stable-diffusion-v1-4",
 }
-
-
-#: Names that clients of Xinference and GPUStack send for the model of an entry -> the entry. The
-#: others have the entry's id.
-NAMES = {
+#: The models of Xinference's text-to-image API -> the entry of the catalogue; None if the runtime
+#: does not support the model.
+XINFERENCE_MODELS = {
+    "sd-turbo": "sd-turbo",
+    "sdxl-turbo": "sdxl-turbo",
     "stable-diffusion-v1.5": "stable-diffusion-v1-5",
+    "stable-diffusion-xl-base-1.0": "sdxl-base-1.0",
+    "sd3-medium": "sd3-medium",
+    "sd3.5-medium": "sd3.5-medium",
+    "sd3.5-large": "sd3.5-large",
+    "sd3.5-large-turbo": "sd3.5-large-turbo",
+    "FLUX.1-schnell": "FLUX.1-schnell",
+    "FLUX.1-dev": "FLUX.1-dev",
     "Flux.1-Kontext-dev": "FLUX.1-Kontext-dev",
+    "Kolors": None,
+    "hunyuandit-v1.2": None,
+    "hunyuandit-v1.2-distilled": None,
+    "cogview4": None,
+    "Qwen-Image": "Qwen-Image",
+}
+LISTED = {**GPUSTACK, **XINFERENCE_MODELS}
+#: Other names of these models in requests of clients -> the entry.
+NAMES = {
     "TencentARC/FLUX.1-mini": "FLUX.1-mini",
     "Freepik/FLUX.1-lite": "FLUX.1-lite",
     "black-forest-labs/FLUX.1-dev": "FLUX.1-dev",
     "stabilityai/stable-diffusion-3.5-large": "sd3.5-large",
     "CompVis/stable-diffusion-v1-4": "stable-diffusion-v1-4",
-} | {name: entry for name, entry in GPUSTACK.items() if entry is not None}
+} | {name: entry for name, entry in LISTED.items() if entry is not None}
 
 
 def described(model: str) -> dict[str, str]:
@@ -104,11 +120,11 @@ def test_quantisation_by_default(model: str) -> None:
     assert small, "transformer_nf4 has no counterpart"
 
 
-@pytest.mark.parametrize("title", GPUSTACK)
-def test_models_of_gpustack(title: str) -> None:
+@pytest.mark.parametrize("title", LISTED)
+def test_listed_models(title: str) -> None:
     """Each model is an entry, or the document contains the reason why not."""
     row = next(line for line in DOCUMENT.splitlines() if line.startswith("|") and title in line)
-    entry = GPUSTACK[title]
+    entry = LISTED[title]
     if entry is None:
         assert "the runtime does not support" in row
     else:
@@ -126,3 +142,10 @@ def test_the_names_of_their_clients(name: str) -> None:
     variant = CATALOG.variant(name)
     assert variant is not None
     assert variant.entry.id == entry
+
+
+@pytest.mark.parametrize("name", [name for name, entry in LISTED.items() if entry is None])
+def test_models_that_the_runtime_does_not_support(name: str) -> None:
+    """The server and ``sdstream pull`` say why the catalogue does not have such a model."""
+    for told in (CATALOG.why_missing(name), CATALOG.why_unknown(name)):
+        assert told.startswith(f"The model '{name}' is not in the catalogue: the runtime does not")
