@@ -537,7 +537,8 @@ UNFIT: Final[Mapping[str, tuple[str, Writer, str]]] = {
     "refiner": (
         "sdxl",
         _files(model=prefixed("model.diffusion_model.", DIFFUSION["SDXL refiner"])),
-        "'model' is SDXL refiner: the runtime has no refiner.",
+        "'model' is SDXL refiner: the runtime has no refiner; 'sdxl-base-1.0' of the catalogue "
+        "needs none.",
     ),
     "video": (
         "flux",

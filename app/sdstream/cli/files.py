@@ -75,6 +75,8 @@ def _facts(report: Report) -> dict[str, str]:
         facts["family"] = " or ".join(report.families)
     if report.needs:
         facts["needs"] = ", ".join(report.needs)
+    if report.needs_patches:
+        facts["runtime"] = "only with the patches that 'sdstream setup' applies"
     if report.memory:
         facts["memory"] = (
             f"{decimal(report.memory.weights)} for these weights, and about "

@@ -96,6 +96,7 @@ def _flux(title: str) -> Architecture:
 
 _CONTEXT: Final = "attn2.to_k.weight"
 _INPUT: Final = "input_blocks.0.0.weight"
+_NO_REFINER: Final = "the runtime has no refiner; 'sdxl-base-1.0' of the catalogue needs none"
 _DIFFUSERS: Final = Architecture(
     "a diffusion model in the layout of diffusers",
     refused="the runtime reads the layout of the original checkpoint",
@@ -166,7 +167,7 @@ _ARCHITECTURES: Final = (
     _Rule(_flux("FLUX.1 dev or Kontext"), ("\ndouble_blocks.", "\nguidance_in.")),
     _Rule(_flux("FLUX.1 schnell"), ("\ndouble_blocks.",)),
     _Rule(
-        Architecture("SDXL refiner", refused="the runtime has no refiner", whole=True, latents=4),
+        Architecture("SDXL refiner", refused=_NO_REFINER, whole=True, latents=4),
         ("\ninput_blocks.",),
         widths=((_CONTEXT, 0, 1280),),
     ),

@@ -21,17 +21,13 @@ from sdstream.core.text import shown
 from sdstream.weights import architectures, folders, headers
 from sdstream.weights.architectures import Architecture, Contents, Shapes
 from sdstream.weights.headers import BadFile, Scalar, WeightFile
-from sdstream.weights.llama_box import own_name
+from sdstream.weights.llama_box import own_name, why_unread
 
 #: Memory for decoding an image, without the weights, in bytes per pixel; no step needs more. The
 #: values were measured on the CPU with the autoencoders of SD, SDXL and FLUX, and a tiny one.
 _DRAWING_BYTES: Final = {"vae": 6_600, "tae": 2_000}
 
 _WHOLE: Final = "the runtime reads it only with its text encoders in the same file, as 'model'"
-_LLAMA_BOX: Final = (
-    "has the text encoders under the names of llama-box, which the installed runtime does not "
-    "read; it was compiled without the patches that scripts/install applies"
-)
 #: Endings of the names of tensors that scale other tensors, as in FP8 files.
 _SCALES: Final = (".scale_weight", ".weight_scale", ".weight_scale_inv", ".scale_inv")
 _SHARD: Final = re.compile(r"-\d{5}-of-(\d{5})\.")
@@ -92,6 +88,7 @@ class Report:
         what: A predicate that describes the file, such as "is a VAE".
         families: Families of models.yaml that can use the file.
         needs: Other components that the file needs.
+        needs_patches: Only a runtime with the project's patches can read the file.
         parts: Components in the file, from the largest.
         types: Types of tensors, from the one with the most bytes.
         memory: Estimated memory; None if the file contains no usable diffusion model.
@@ -107,6 +104,7 @@ class Report:
     what: str
     families: tuple[str, ...]
     needs: tuple[str, ...]
+    needs_patches: bool
     parts: tuple[Share, ...]
     types: tuple[Share, ...]
     memory: Memory | None
@@ -138,6 +136,7 @@ def inspect(path: Path) -> Report:
         what=_what(contents, found),
         families=contents.architecture.families if contents.architecture else (),
         needs=_needs(contents),
+        needs_patches=contents.renamed,
         parts=_shares(found, _part_names(contents, found)),
         types=_shares(found, [tensor.type for tensor in found.tensors]),
         memory=_memory(contents, found),
@@ -273,7 +272,7 @@ def check(
         )
     for component, contents in known.items():
         if contents.renamed and not renames:
-            raise _bad(component, _LLAMA_BOX)
+            raise _bad(component, why_unread(architecture.title))
     parts = _together(known)
     if architectures.is_mangled(parts["diffusion_model"]):
         raise _bad(base, "lacks the norms of its first blocks")

@@ -113,6 +113,29 @@ def test_a_report_of_a_part(tmp_path: Path) -> None:
     assert report.metadata == {"name": "A flux", "licence": "apache-2.0"}
 
 
+def test_a_report_of_a_model_of_llama_box(tmp_path: Path) -> None:
+    """The report says that the file needs a patched runtime; the check for any other runtime rejects it
+    and names the remedies."""
+    encoder = "transformer.text_model.embeddings.token_embedding.weight"
+    shapes = {
+        **prefixed("model.diffusion_model.", DIFFUSION["Stable Diffusion 3 Medium"]),
+        f"cond_stage_model.{encoder}": (768, 8),
+        f"cond_stage_model.1.{encoder}": (1280, 8),
+        **prefixed("first_stage_model.", vae(16)),
+    }
+    path = write_safetensors(tmp_path / "x", shapes)
+    assert inspect(path).needs_patches
+    assert inspect(path).needs == ()
+    check({"model": path}, "sd3")
+    with pytest.raises(EngineError) as caught:
+        check({"model": path}, "sd3", renames=False)
+    assert caught.value.message == (
+        "The file of 'model' has the text encoders under the names of llama-box, which only a "
+        "patched runtime reads; 'sdstream setup' installs one; the catalogue's 'sd3-medium' needs "
+        "no patches."
+    )
+
+
 @pytest.mark.parametrize(
     ("kind", "what"),
     [

@@ -9,6 +9,7 @@ import pytest
 
 from sdstream.core.catalog import Catalog
 from sdstream.core.runtime_options import WTYPES
+from sdstream.weights import llama_box
 
 ROOT = Path(__file__).parents[3]
 CATALOG = Catalog.parse((ROOT / "models.yaml").read_text())
@@ -149,3 +150,9 @@ def test_models_that_the_runtime_does_not_support(name: str) -> None:
     """The server and ``sdstream pull`` say why the catalogue does not have such a model."""
     for told in (CATALOG.why_missing(name), CATALOG.why_unknown(name)):
         assert told.startswith(f"The model '{name}' is not in the catalogue: the runtime does not")
+
+
+@pytest.mark.parametrize("entry", llama_box.ENTRIES.values())
+def test_what_replaces_a_model_of_llama_box(entry: str) -> None:
+    """Errors about GPUStack's files name entries of the catalogue that are not GPUStack's."""
+    assert "gpustack/" not in (CATALOG.entries[entry].page or "gpustack/")
