@@ -201,7 +201,7 @@ def test_generate_with_a_weight_file(builtin_file: Path, tmp_path: Path) -> None
         ("unet-apart", "UNet"),
         ("video", "makes videos"),
         ("lora-as-model", "LoRA"),
-        ("nowhere.gguf", "The file nowhere.gguf does not exist."),
+        ("nowhere.gguf", "--model: no such file: nowhere.gguf."),
         ("nothing", "'nothing' is not in the catalogue; 'sdstream models --all' lists all models."),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,7 @@ from sdstream.core.runtime_options import RuntimeOptionError, RuntimeOptions
 from sdstream.core.similar import did_you_mean, most_similar
 from sdstream.settings import Settings, variable
 from sdstream.weights.embedded import MODELS as BUILTIN_MODELS
-from sdstream.weights.embedded import UPSCALERS
+from sdstream.weights.embedded import UPSCALERS, materialise
 from sdstream.weights.folders import weight_files
 from sdstream.weights.headers import BadFile
 from sdstream.weights.hub import Hub
@@ -25,6 +26,8 @@ from sdstream.weights.inspection import check, inspect
 _WEIGHTS: Final = (".gguf", ".safetensors")
 _LONGEST_ID: Final = 64
 _VARIABLE: Final = re.compile(r"\$\{(\w+)\}")
+#: Maximum length of a path in a message about a path that the system refuses.
+_LONGEST_PATH: Final = 256
 
 
 class ModelError(ConfigurationError):
@@ -35,7 +38,7 @@ def load_catalog(settings: Settings) -> Catalog:
     """Return the catalogue of usable models, which includes the default model.
 
     Raises:
-        CatalogError: models.yaml is invalid, or a file that it names by path does not exist.
+        CatalogError: models.yaml is invalid, or a file that it names by path cannot be read.
         ModelError: The default model is not downloaded, the runtime cannot load it, or its upscaler
             does not exist.
     """
@@ -50,14 +53,32 @@ def load_catalog(settings: Settings) -> Catalog:
 
 def _check_files(settings: Settings, spec: ModelSpec) -> None:
     """Raise ModelError if the headers of the files show that the runtime cannot load a model."""
-    places = dict(spec.files.items())
-    if settings.engine == "fake" or any(place.startswith(BUILTIN) for place in places.values()):
+    if settings.engine == "fake":
         return
-    files = {component: absolute(settings, place) for component, place in places.items()}
+    files = {component: _on_disk(settings, place) for component, place in spec.files.items()}
     try:
         check(files, spec.family, tae=spec.runtime.tae)
     except EngineError as error:
         raise ModelError(f"The default model '{spec.id}' cannot be used. {error.message}") from None
+
+
+def _on_disk(settings: Settings, location: str) -> Path:
+    """Return the path of a file; a built-in file is unpacked to where the workers find it.
+
+    Raises:
+        ModelError: The built-in file cannot be unpacked.
+    """
+    if not location.startswith(BUILTIN):
+        return absolute(settings, location)
+    try:
+        return materialise(location, settings.cache_dir)
+    except OSError as error:
+        raise ModelError(
+            f"The model {location} cannot be unpacked into {settings.cache_dir}: "
+            f"{error.strerror}; --cache-dir selects another folder."
+        ) from None
+    except ValueError as error:
+        raise ModelError(f"The model {location} cannot be unpacked: {error}.") from None
 
 
 def _check_upscaler(settings: Settings, spec: ModelSpec) -> None:
@@ -138,9 +159,12 @@ def absolute(settings: Settings, location: str) -> Path:
     whose names are checksums.
     """
     expanded = _VARIABLE.sub(lambda match: variable(match[1]) or match[0], location)
+    return (settings.models.resolve().parent / _expanded(expanded)).absolute()
+
+
+def _expanded(path: str) -> str:
     # Path.expanduser raises an error for a user who does not exist.
-    expanded = os.path.expanduser(expanded)  # noqa: PTH111
-    return (settings.models.resolve().parent / expanded).absolute()
+    return os.path.expanduser(path)  # noqa: PTH111
 
 
 def _missing(settings: Settings, location: str) -> str | None:
@@ -150,13 +174,34 @@ def _missing(settings: Settings, location: str) -> str | None:
         name = location.removeprefix(BUILTIN)
         known = ", ".join(BUILTIN + name for name in BUILTIN_MODELS)
         return None if name in BUILTIN_MODELS else f"no such built-in model; available: {known}"
-    unset = [name for name in _VARIABLE.findall(location) if variable(name) is None]
-    if unset:
-        return f"the environment variable {unset[0]} is not set"
-    path = absolute(settings, location)
-    if path.is_dir():
+    names = [name for name in dict.fromkeys(_VARIABLE.findall(location)) if not variable(name)]
+    if names:
+        states = {name: "not set" if variable(name) is None else "empty" for name in names}
+        return " and ".join(f"the environment variable {n} is {s}" for n, s in states.items())
+    why = _unusable(absolute(settings, location))
+    return why if why is None else why + _hint(location)
+
+
+def _unusable(path: Path) -> str | None:
+    """Return why a path does not name a file that can be read; None if it does."""
+    try:
+        kind = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a path cannot contain NUL
+        return f"no such file: {path}"
+    except OSError as error:
+        return f"{str(path)[:_LONGEST_PATH]} cannot be read: {error.strerror}"
+    if stat.S_ISDIR(kind):
         return f"{path} is a folder; name a .gguf or .safetensors file in it"
-    return None if path.is_file() else f"no such file: {path}"
+    return None if stat.S_ISREG(kind) else f"{path} is not a regular file"
+
+
+def _hint(location: str) -> str:
+    """Return the part of a location that was not expanded although it looks as if it should be."""
+    if "$" in _VARIABLE.sub("", location):
+        return "; only the form ${NAME} of environment variables is expanded"
+    if _expanded(location).startswith("~"):
+        return f"; there is no user '{location[1:].partition('/')[0]}'"
+    return ""
 
 
 # --- the model that the settings name -------------------------------------------------------------
@@ -167,14 +212,13 @@ def _led_by(name: str, catalog: Catalog, hub: Hub) -> Catalog:
         return catalog.led_by(name)
     if is_address(name):
         return catalog.plus(_lone_model(pulled(name, hub), catalog))
-    path = Path(name).expanduser()
-    if path.is_dir() and path.is_absolute():
-        raise ModelError(f"{path} is a folder; name a .gguf or .safetensors file in it.")
-    if not path.is_file():
-        if path.suffix.lower() in _WEIGHTS or path.is_absolute():
-            raise ModelError(f"The file {path} does not exist.")
-        raise ModelError(catalog.why_unknown(name))
-    return catalog.plus(_lone_model(path.absolute(), catalog))
+    path = Path(_expanded(name))
+    why = _unusable(path)
+    if why is None:
+        return catalog.plus(_lone_model(path.absolute(), catalog))
+    if path.suffix.lower() in _WEIGHTS or path.is_absolute():
+        raise ModelError(f"--model: {why}.")
+    raise ModelError(catalog.why_unknown(name))
 
 
 def pulled(address: str, hub: Hub) -> Path:

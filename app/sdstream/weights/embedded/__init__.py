@@ -55,7 +55,7 @@ def materialise(location: str, cache_dir: Path) -> Path:
     target = cache_dir / f"{name}-{checksum[:16]}.gguf"
     # The unpacked file may have been truncated or changed, so its checksum is compared.
     if not target.exists() or _sha256(target.read_bytes()) != checksum:
-        data = lzma.decompress((_FOLDER / f"{name}.gguf.xz").read_bytes())
+        data = _decompressed((_FOLDER / f"{name}.gguf.xz").read_bytes())
         if _sha256(data) != checksum:
             raise ValueError(f"the packed model '{name}' differs from its card")
         cache_dir.mkdir(parents=True, exist_ok=True)
@@ -91,6 +91,14 @@ def checksum_of(name: str) -> str:
 def _card(name: str) -> dict[str, Any]:
     card: dict[str, Any] = json.loads((_FOLDER / f"{name}.json").read_text())
     return card
+
+
+def _decompressed(packed: bytes) -> bytes:
+    """Return the contents of an xz file; nothing if the file is damaged."""
+    try:
+        return lzma.decompress(packed)
+    except lzma.LZMAError:
+        return b""
 
 
 def _sha256(data: bytes) -> str:
