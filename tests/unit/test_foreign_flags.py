@@ -18,6 +18,8 @@ DOCUMENTS = Path(__file__).parents[2] / "docs" / "compat"
     ("arguments", "words"),
     [
         (["--target_device", "GPU"], "No such option '--target_device': set 'device: cpu'"),
+        (["--target_device", "CPU"], "in an entry of models.yaml whose 'files' name the"),
+        (["--text_encoder_3", "None"], "use --model FILE with a file that contains no T5"),
         (["--task", "image_generation"], "No such option '--task': leave it out."),
         (["--cpu_offload", "True"], "use -O offload=true."),
         (["--cpu-offload", "True"], "use -O offload=true."),
@@ -46,15 +48,26 @@ def test_every_documented_flag_has_a_remedy(page: str) -> None:
         assert f"No such option '{flag}': " in output, flag
 
 
-def test_a_flag_of_the_export_script() -> None:
-    """`sdstream convert` does the same for the flags of OVMS' export_model.py."""
-    command = ["convert", "a.gguf", "b.gguf"]
-    for flag, words in (
-        ("--weight-format", "--type q8_0 for int8"),
-        ("--overwrite_models", "--force"),
-    ):
-        result = CliRunner().invoke(main, [*command, flag, "int8"])
-        assert f"No such option '{flag}': use {words}" in result.output
+@pytest.mark.parametrize(
+    ("command", "flag", "words"),
+    [
+        ("convert a.gguf b.gguf", "--weight-format", "use --type q8_0 for int8"),
+        ("convert a.gguf b.gguf", "--overwrite_models", "use --force"),
+        ("convert", "--source_model", "write SOURCE and TARGET without flags"),
+        ("convert", "--config_file_path", "name TARGET in an entry of models.yaml"),
+        ("convert", "--model_repository_path", "write the path of the new file as TARGET"),
+        ("pull", "--source_model", "write MODEL without a flag"),
+        ("pull --pull", "--source_model", "leave it out"),
+        ("pull", "--model_repository_path", "use --model-dir"),
+        ("pull", "--model-name", "leave it out; 'sdstream serve --alias NAME' gives"),
+        ("pull", "--overwrite_models", "use --verify"),
+    ],
+)
+def test_flags_of_downloads_and_of_the_export_script(command: str, flag: str, words: str) -> None:
+    """`pull` and `convert` do the same for the flags of OVMS' `--pull` and export_model.py."""
+    result = CliRunner().invoke(main, [*command.split(), flag, "int8"])
+    assert result.exit_code == 2
+    assert re.search(rf"No such option '--\w[\w-]*': {re.escape(words)}", result.output)
 
 
 def test_a_repeated_flag_may_have_commas() -> None:

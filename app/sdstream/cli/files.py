@@ -133,7 +133,11 @@ _OF_EXPORT_MODEL: Final = {
     "weight_format": "use --type q8_0 for int8, q4_0 for int4, f16 for fp16",
     "overwrite_models": "use --force",
     "source_model": "write SOURCE and TARGET without flags",
+    "model_repository_path": "write the path of the new file as TARGET",
+    "config_file_path": "name TARGET in an entry of models.yaml",
+    "model_name": "leave it out; 'id' of an entry in models.yaml is the model's name",
     "target_device": "leave it out",
+    "extra_quantization_params": "use --tensor-type-rules",
 }
 
 

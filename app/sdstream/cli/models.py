@@ -29,7 +29,7 @@ from sdstream.cli.console import (
     print_table,
     server_options,
 )
-from sdstream.cli.flags import read_settings, setting_flags
+from sdstream.cli.flags import ForeignFlags, read_settings, setting_flags
 from sdstream.client.answers import understanding
 from sdstream.client.http import AsyncClient
 from sdstream.core.catalog import Catalog
@@ -50,7 +50,22 @@ _catalogue_flags: Final = setting_flags("models", "model_dir")
 # --- pull ---------------------------------------------------------------------------------------
 
 
-@click.command("pull")
+#: Flags with which OpenVINO Model Server downloads a model -> what to use instead.
+_OF_OTHER_PULLS: Final = {
+    "pull": "leave it out",
+    "source_model": "write MODEL without a flag; OpenVINO IR is the format of another runtime",
+    "model": "write MODEL without a flag",
+    "model_repository_path": "use --model-dir",
+    "model_name": "leave it out; 'sdstream serve --alias NAME' gives a model another name",
+    "task": "leave it out",
+    "target_device": "leave it out",
+    "weight_format": "write MODEL:QUANT",
+    "overwrite_models": "use --verify, which replaces damaged files",
+    "config_file_path": "use --models FILE, a models.yaml",
+}
+
+
+@click.command("pull", cls=ForeignFlags, foreign=_OF_OTHER_PULLS)
 @click.argument("model", metavar="MODEL[:QUANT]")
 @click.option(
     "--verify", is_flag=True, help="Verify downloaded files too, and replace damaged ones."

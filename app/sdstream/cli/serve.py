@@ -26,7 +26,8 @@ _OF_OTHER_SERVERS: Final = {
     "model_type": "leave it out",
     "task": "leave it out",
     "config_file_path": "use --models FILE, a models.yaml",
-    "target_device": "set 'device: cpu' or 'device: cuda:0' of the model in models.yaml",
+    "target_device": "set 'device: cpu' or 'device: cuda:0' in an entry of models.yaml whose "
+    "'files' name the model's file",
     "weight_format": "use -O wtype=q8_0, or 'sdstream convert'",
     "overwrite_models": "use 'sdstream convert --force'",
     "cpu_offload": "use -O offload=true",
@@ -34,7 +35,8 @@ _OF_OTHER_SERVERS: Final = {
     "quantize": "use -O wtype=q8_0",
     "transformer_nf4": "use -O wtype=q4_0",
     "quantize_text_encoder": "name quantised files of the text encoders in models.yaml",
-    "text_encoder_3": "use an entry of models.yaml without t5xxl",
+    "text_encoder_3": "use --model FILE with a file that contains no T5, such as "
+    "sd3_medium_incl_clips.safetensors, or an entry of models.yaml without t5xxl",
     "quant": "use --model MODEL:QUANT, or -O wtype=q8_0",
     "isq": "use --model MODEL:QUANT, or -O wtype=q8_0",
 }

@@ -86,6 +86,27 @@ def test_a_checkpoint_with_another_vae(tmp_path: Path) -> None:
         check({"model": model, "vae": bad}, "sd1")
 
 
+def test_stable_diffusion_3_without_t5(tmp_path: Path) -> None:
+    """SD3 needs only its CLIP encoders: in the model's file, or in files of their own."""
+    clips = {
+        **prefixed("text_encoders.clip_l.transformer.", ALONE["clip_l"]),
+        **prefixed("text_encoders.clip_g.transformer.", ALONE["clip_g"]),
+    }
+    plain = {
+        **prefixed("model.diffusion_model.", DIFFUSION["Stable Diffusion 3 Medium"]),
+        **prefixed("first_stage_model.", vae(16)),
+    }
+    whole = write_safetensors(tmp_path / "whole", {**plain, **clips})
+    check({"model": whole}, "sd3")
+    assert inspect(whole).needs == ()
+    files = {"model": write_safetensors(tmp_path / "plain", plain)}
+    assert inspect(files["model"]).needs == ("clip_l", "clip_g")
+    encoders = {
+        name: write_safetensors(tmp_path / name, ALONE[name]) for name in ("clip_l", "clip_g")
+    }
+    check({**files, **encoders}, "sd3")
+
+
 def test_a_report_of_the_builtin_model(builtin_file: Path) -> None:
     """Every tensor and byte is counted once by part and once by type."""
     report = inspect(builtin_file)
