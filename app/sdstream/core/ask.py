@@ -12,9 +12,10 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from sdstream.core.errors import InvalidRequest, Reason
-from sdstream.core.options import ImageParams, no_boolean
+from sdstream.core.options import ImageParams
 from sdstream.core.pixels import SourceFiles
 from sdstream.core.request import EVERY_STEP
+from sdstream.core.validation import no_boolean
 
 _MIN_CHUNK: Final = 1024
 _DEFAULT_CHUNK: Final = 4096

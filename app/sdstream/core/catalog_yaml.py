@@ -7,18 +7,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
 from sdstream.core.errors import ConfigurationError
 from sdstream.core.similar import most_similar
-from sdstream.core.validation import PartProblems, requirement
+from sdstream.core.validation import PartProblems, flags, no_boolean, requirement
 
 
 class Part(BaseModel):
     """A part of a catalogue; a key that is not one of its fields is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_numbers_from_booleans(cls, value: Any, info: ValidationInfo) -> Any:
+        return value if info.field_name in flags(cls) else no_boolean(value)
 
 
 class Problem(NamedTuple):

@@ -22,7 +22,14 @@ from sdstream.core.runtime_options import RuntimeOptionError, RuntimeOptions
 from sdstream.core.samplers import SAMPLERS, SCHEDULES, refusal
 from sdstream.core.similar import did_you_mean, most_similar
 from sdstream.core.size import Size
-from sdstream.core.validation import PartProblems, one_of, requirement, shown, written_as
+from sdstream.core.validation import (
+    PartProblems,
+    no_boolean,
+    one_of,
+    requirement,
+    shown,
+    written_as,
+)
 
 #: The value of ``ModelSpec.device`` for the CPU.
 CPU: Final = "cpu"
@@ -140,7 +147,7 @@ _QuantName = Annotated[
         "at most 32 letters, digits and . _ -, the first a letter or digit",
     ),
 ]
-
+_Gigabytes = Annotated[float, BeforeValidator(no_boolean), Field(ge=0, allow_inf_nan=False)]
 
 _MOST_REPLICAS: Final = 1024
 
@@ -178,9 +185,7 @@ class ModelSpec(Part):
     page: str | None = Field(None, pattern=r"^https?://\S+$")
     license: str | None = None
     gated: bool = False
-    quants: dict[_QuantName, Annotated[float, Field(ge=0, allow_inf_nan=False)] | None] | None = (
-        Field(None, min_length=1)
-    )
+    quants: dict[_QuantName, _Gigabytes | None] | None = Field(None, min_length=1)
     files: Files
     defaults: Defaults = Defaults()
     size: SizeRule = SizeRule()

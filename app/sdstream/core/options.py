@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -27,7 +27,7 @@ from sdstream.core import option_texts, unsupported
 from sdstream.core.lora import LoraChoice
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.samplers import CACHE_MODES, HIRES_UPSCALERS, SAMPLERS, SCHEDULES
-from sdstream.core.validation import Boolean
+from sdstream.core.validation import flags, no_boolean
 
 #: Highest values of ``--max-images`` and ``--max-steps``, and the values without these settings.
 MAX_IMAGES: Final = 100
@@ -79,11 +79,6 @@ class Option:
     acts_on: Input | None = None
     unsupported: Callable[[ModelSpec], str | None] = lambda _: None
     listed: bool = True
-
-
-def no_boolean(value: Any) -> Any:
-    """Return the value; wrap a boolean so that pydantic does not accept it as a number."""
-    return Boolean(value=value) if isinstance(value, bool) else value
 
 
 class Options(BaseModel):
@@ -350,7 +345,7 @@ class Options(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_numbers_from_booleans(cls, value: Any, info: Any) -> Any:
-        return value if info.field_name in _flags(cls) else no_boolean(value)
+        return value if info.field_name in flags(cls) else no_boolean(value)
 
     @property
     def cache_numbers(self) -> dict[str, float]:
@@ -459,16 +454,6 @@ class ImageParams(Options):
 def params_schema() -> Mapping[str, Any]:
     """Return the JSON Schema of ``ImageParams``; it is cached because it takes time to create."""
     return ImageParams.model_json_schema()
-
-
-@cache
-def _flags(cls: type[BaseModel]) -> frozenset[str]:
-    """Return the names of a model's boolean fields."""
-    return frozenset(
-        name
-        for name, field in cls.model_fields.items()
-        if bool in (field.annotation, *get_args(field.annotation))
-    )
 
 
 def _option_of(metadata: list[Any]) -> Option:

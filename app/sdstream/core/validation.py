@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sized
-from typing import TYPE_CHECKING, Any, Final
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, get_args
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BaseModel
 
 from sdstream.core.similar import most_similar
 
@@ -72,6 +73,21 @@ class Boolean:
 
     def __str__(self) -> str:
         return str(self._value).lower()
+
+
+def no_boolean(value: Any) -> Any:
+    """Return the value; wrap a boolean so that pydantic does not accept it as a number."""
+    return Boolean(value=value) if isinstance(value, bool) else value
+
+
+@cache
+def flags(cls: type[BaseModel]) -> frozenset[str]:
+    """Return the names of a model's boolean fields."""
+    return frozenset(
+        name
+        for name, field in cls.model_fields.items()
+        if bool in (field.annotation, *get_args(field.annotation))
+    )
 
 
 def requirement(found: ErrorDetails, kinds: Mapping[str, str] = _KINDS) -> str:

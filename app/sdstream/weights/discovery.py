@@ -26,7 +26,7 @@ from sdstream.weights.inspection import check, inspect
 _WEIGHTS: Final = (".gguf", ".safetensors")
 _LONGEST_ID: Final = 64
 _VARIABLE: Final = re.compile(r"\$\{(\w+)\}")
-#: Maximum length of a path in a message about a path that the system refuses.
+#: Maximum length of a path in a message about a path that the system rejects.
 _LONGEST_PATH: Final = 256
 
 

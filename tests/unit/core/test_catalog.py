@@ -10,6 +10,7 @@ from sdstream.core.catalog import Catalog
 from sdstream.core.catalog_yaml import CatalogError
 from sdstream.core.locations import HubFile
 from sdstream.core.model_families import FAMILIES
+from sdstream.core.runtime_options import RuntimeOptionError
 from sdstream.core.size import Size
 
 HEAD = "models:\n - id: a\n   family: sd1\n"
@@ -285,6 +286,37 @@ def test_words_for_booleans() -> None:
     options = catalog.models["off"].runtime
     assert (options.kernels, options.offload, options.vae_tiling) == ("off", True, False)
     assert options.conv_direct is True
+
+
+@pytest.mark.parametrize("word", ["true", "false"])
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("keep_alive", "{}", "keep_alive: must be a number, not {}"),
+        ("prompt_characters", "{}", "prompt_characters: must be a whole number, not {}"),
+        ("replicas", "{}", "replicas: must be 'auto' or from 1 to 1024, not {}"),
+        ("license", "{}", "license: must be a string, not {}"),
+        ("quants", "{{Q8: {}}}", "quants.Q8: must be a number, not {}"),
+        ("runtime", "{{threads: {}}}", "runtime.threads: must be a whole number, not {}"),
+        ("runtime", "{{max_vram: {}}}", "runtime.max_vram: must be a number, not {}"),
+        ("runtime", "{}", "runtime: must be keys with values, not {}"),
+        ("defaults", "{{cfg_scale: {}}}", "defaults.cfg_scale: must be a number, not {}"),
+        ("size", "{{max: {}}}", "size.max: must be a whole number, not {}"),
+    ],
+)  # fmt: skip
+def test_a_boolean_is_no_number(key: str, value: str, words: str, word: str) -> None:
+    """A boolean is an error where a number is expected, with the value as it is in the file."""
+    with pytest.raises(CatalogError) as caught:
+        Catalog.parse(f"{MINIMAL}    {key}: {value.format(word)}")
+    assert f"models.one.{words.format(word)}" in str(caught.value)
+
+
+def test_a_boolean_is_no_number_in_a_request_to_load_a_model() -> None:
+    """The runtime options of a request are checked like those of models.yaml."""
+    spec = Catalog.parse(MINIMAL).models["one"]
+    with pytest.raises(RuntimeOptionError, match=r"^threads: must be a whole number, not true\.$"):
+        spec.with_runtime({"threads": True})
+    assert spec.with_runtime({"offload": True, "threads": 2}).runtime.threads == 2
 
 
 def test_nothing_is_a_date() -> None:
