@@ -74,12 +74,9 @@ class Settings(BaseSettings):
     """The server's settings."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SDSTREAM_",
-        frozen=True,
-        env_ignore_empty=True,
-        extra="forbid",
-        allow_inf_nan=False,
-    )
+        env_prefix="SDSTREAM_", env_ignore_empty=True,
+        frozen=True, extra="forbid", allow_inf_nan=False,
+    )  # fmt: skip
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 means all.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 means a free port.")

@@ -220,6 +220,16 @@ def test_previews_of_a_tiny_autoencoder(server: ServerProcess) -> None:
     assert sizes == {(64, 64)}
 
 
+def test_the_device_of_a_model(native_server: ServerProcess) -> None:
+    """A loaded model reports the name of the processor that it uses."""
+    model = httpx2.get(f"{native_server.url}/v1/models/embedded").json()
+    assert model["device"] == "cpu"
+    processor = Path("/proc/cpuinfo").read_text()
+    if "model name" in processor:  # some ARM kernels name no processor
+        assert model["device_name"]
+        assert model["device_name"] in processor
+
+
 def test_the_options_of_a_model(server: ServerProcess, native_server: ServerProcess) -> None:
     """A model lists the options that it supports, with their bounds and defaults."""
     unet = httpx2.get(f"{server.url}/v1/models/sd1").json()["options"]

@@ -55,7 +55,7 @@ print(in_use.name, in_use.problem)
         ("off", "", ""),
         ("auto", "kernels.processor = lambda: (frozenset({'sse2'}), '')", "for this processor"),
         ("auto", "kernels.library_name = lambda isa: 'gone.so'", "was not found in"),
-        ("auto", "kernels.has_gpu = lambda: True", ""),
+        ("auto", "kernels.has_gpu = lambda _: True", ""),
         (
             "auto",
             "kernels.identity = lambda: '9.9'",

@@ -34,8 +34,9 @@ from sdstream.core.runtime_options import Kernels, RuntimeOptions
 from sdstream.core.size import Size
 from sdstream.engine import worker as worker_module
 from sdstream.engine.pace import Pace
-from sdstream.engine.pool import Place, WorkerPool
+from sdstream.engine.pool import WorkerPool
 from sdstream.engine.process import WorkerProcess
+from sdstream.engine.seat import Place
 from sdstream.engine.worker import Worker, WorkerOptions, WorkerState, _backoff
 from sdstream.settings import worker_environment
 from tests.support.processes import FakeProcess, a_request, driven

@@ -58,6 +58,9 @@ def a_request(prompt: str = "a circle", **changes: Any) -> GenerationRequest:
     return GenerationRequest(**{**fields, **changes})
 
 
+LOADED = Loaded(0.0, can_abort=True, fast_kernels=True, on_cpu=True, can_share=True)
+
+
 class FakeProcess:
     """A worker process that loads immediately and generates black images on the event loop.
 
@@ -65,11 +68,18 @@ class FakeProcess:
         step_seconds: Duration of each sampling step.
         pid: A number that belongs to no process.
         resident_bytes: Memory use that the fake reports.
+        loaded: Its answer to the command that loads a model.
         shares: The shares of the CPU that it received, oldest first.
     """
 
-    def __init__(self, step_seconds: float = 0.0, resident_bytes: int = 1) -> None:
+    def __init__(
+        self,
+        step_seconds: float = 0.0,
+        resident_bytes: int = 1,
+        loaded: Loaded = LOADED,
+    ) -> None:
         self.step_seconds = step_seconds
+        self.loaded = loaded
         self.pid = next(_PIDS)
         self.resident_bytes = resident_bytes
         self.shares: list[Share] = []
@@ -94,12 +104,7 @@ class FakeProcess:
             return
         match command:
             case Load():
-                self._events.put_nowait(
-                    Loaded(
-                        0.0, can_abort=True, fast_kernels=True, on_cpu=True,
-                        can_share=True,
-                    )
-                )  # fmt: skip
+                self._events.put_nowait(self.loaded)
             case Generate():
                 self._drawing = asyncio.create_task(self._draw(command))
             case Cancel(job) if job == self._job and self._drawing is not None:

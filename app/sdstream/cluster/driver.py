@@ -35,8 +35,8 @@ from sdstream.cluster.node import GPU_LABEL, SLOTS
 from sdstream.cluster.port import Machine, MachineState
 from sdstream.cluster.setup import is_own, split_address
 from sdstream.core.messages import Command, Load, Message, encode, unframe
-from sdstream.engine.pool import Place
 from sdstream.engine.process import LoadRefused, PlaceGone, Spawn
+from sdstream.engine.seat import Place
 from sdstream.settings import Settings
 
 logger = logging.getLogger(__name__)

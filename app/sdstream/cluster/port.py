@@ -8,8 +8,8 @@ from typing import Protocol
 
 from sdstream.core.enums import DescribedEnum
 from sdstream.core.messages import Load
-from sdstream.engine.pool import Place
 from sdstream.engine.process import Spawn
+from sdstream.engine.seat import Place
 
 
 class MachineState(DescribedEnum):

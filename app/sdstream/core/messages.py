@@ -138,6 +138,9 @@ class Loaded:
             its own.
         kernels_problem: Why the requested CPU kernels are not in use; empty without a problem.
         can_share: The worker can change its number of threads (Share) while it generates.
+        device_name: Name of the processor or GPU, as its driver reports it; empty if unknown.
+        gpu_free_bytes: Free memory of the GPU before the model was loaded; 0 on a CPU.
+        gpu_used_bytes: Memory of the GPU that the model took.
     """
 
     seconds: float
@@ -148,6 +151,9 @@ class Loaded:
     kernels: str = KERNELS_OFF
     kernels_problem: str = ""
     can_share: bool = False
+    device_name: str = ""
+    gpu_free_bytes: int = 0
+    gpu_used_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

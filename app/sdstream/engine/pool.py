@@ -16,17 +16,15 @@ import asyncio
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 from sdstream.core.messages import Loaded
-from sdstream.core.model_spec import CPU, ModelSpec
+from sdstream.core.model_spec import ModelSpec
+from sdstream.engine.memory import Memory
+from sdstream.engine.seat import Place, Seat
 from sdstream.engine.worker import Worker, WorkerState
 
 logger = logging.getLogger(__name__)
-
-#: Memory that a worker needs in addition to the files of its model.
-_PROCESS_BYTES: Final = 150 * 2**20
 
 #: Minimum time that an idle worker stays loaded. The dispatcher needs it to give the worker the job
 #: that it was loaded for, or the next job in the queue.
@@ -39,59 +37,6 @@ _MOST_WORKERS: Final = 8
 #: Idle seconds after which an additional worker of such a model is stopped, unless a keep-alive
 #: time is configured.
 _SPARE_SECONDS: Final = 300.0
-
-
-@dataclass(frozen=True)
-class Place:
-    """A machine where workers run.
-
-    Attributes:
-        name: Name of the machine; empty for this machine.
-        budget: Memory for all of its workers, in bytes; one worker may exceed it if it is alone.
-        slots: Maximum number of workers, which is the number of GPUs; None means no limit.
-        gpu_bytes: Memory of each GPU; None if there is no GPU or the size is unknown.
-        cores: CPU cores. Without slots, each core may have one worker of a small model.
-        is_open: The pool may start workers there and give them jobs.
-        is_leaving: The workers stop as soon as their jobs are finished.
-    """
-
-    name: str
-    budget: int
-    slots: int | None = None
-    gpu_bytes: int | None = None
-    cores: int = 1
-    is_open: bool = True
-    is_leaving: bool = False
-
-
-@dataclass(eq=False)
-class _Seat:
-    """One worker in the pool.
-
-    Attributes:
-        spec: The worker's model.
-        worker: The worker itself.
-        task: The task that runs the worker.
-        taken: A job is using the worker.
-        leaving: The worker stops as soon as no job uses it.
-        successor: The changed catalogue entry of its model, which is loaded after the worker stops.
-        used: The time of the event loop's clock when a job last used the worker.
-        going: The timer that stops the worker after it has been idle too long.
-    """
-
-    spec: ModelSpec
-    worker: Worker
-    task: asyncio.Task[None]
-    used: float
-    taken: bool = False
-    leaving: bool = False
-    successor: ModelSpec | None = None
-    going: asyncio.TimerHandle | None = field(default=None, repr=False)
-
-    @property
-    def idle(self) -> bool:
-        """True if the pool can stop the worker without interrupting a job or a load."""
-        return not self.taken and self.worker.state in (WorkerState.READY, WorkerState.FAILED)
 
 
 class WorkerPool:
@@ -126,8 +71,8 @@ class WorkerPool:
         self._places = places
         self._keep_alive = keep_alive
         self._on_change = on_change
-        self._seats: list[_Seat] = []
-        self._seen_bytes: dict[str, int] = {}
+        self._seats: list[Seat] = []
+        self._memory = Memory(file_bytes)
         #: Models that were loaded and have not failed since then.
         self._sound: set[str] = set()
         self._ending: set[asyncio.Task[None]] = set()
@@ -156,7 +101,7 @@ class WorkerPool:
 
     def used_bytes(self, place: str) -> int:
         """Return the memory that the workers of a place need, in bytes."""
-        return self._used_bytes([seat for seat in self._seats if seat.worker.place == place])
+        return self._memory.used([seat for seat in self._seats if seat.worker.place == place])
 
     def loaded(self, model: str) -> Loaded | None:
         """Return how a worker of a model loaded it; None until it is loaded."""
@@ -258,7 +203,7 @@ class WorkerPool:
         worker = self._make_worker(spec, self._changed, place.name)
         task = asyncio.create_task(_run_after(gone, worker))
         task.add_done_callback(_log_fault)
-        self._seats.append(_Seat(spec, worker, task, self._now()))
+        self._seats.append(Seat(spec, worker, task, self._now()))
         return True
 
     def places_changed(self) -> None:
@@ -290,6 +235,8 @@ class WorkerPool:
         for seat in self._seats:
             if seat.worker.is_up:
                 self._sound.add(seat.spec.id)
+                here = [s for s in self._seats if s.worker.place == seat.worker.place]
+                self._memory.record_load(seat, here)
             elif self.failed(seat.spec.id) is not None:
                 self._sound.discard(seat.spec.id)
             ready = seat.worker.state is WorkerState.READY and not seat.taken
@@ -304,7 +251,7 @@ class WorkerPool:
         """Return the seconds that an idle worker of the model stays loaded; None means no limit."""
         return self._keep_alive if spec.keep_alive is None else spec.keep_alive
 
-    def _idle_seconds(self, seat: _Seat) -> float | None:
+    def _idle_seconds(self, seat: Seat) -> float | None:
         """Return the seconds that a worker may be idle; None means no limit."""
         seconds = self.keep_alive(seat.spec)
         is_spare = seat.spec.replicas == "auto" and len(self._loaded(seat.spec.id)) > 1
@@ -326,7 +273,7 @@ class WorkerPool:
         if seat is None:
             return  # the worker was removed meanwhile
         seat.taken, seat.used = False, self._now()
-        self._note(seat)
+        self._memory.measure(seat)
         self._divide_cpu(worker.place)
         if seat.leaving:
             self._leave(seat)
@@ -362,14 +309,14 @@ class WorkerPool:
             failed = seat.worker.state is WorkerState.FAILED  # its files may have been repaired
             if spec == (seat.successor or seat.spec) and not failed:
                 continue
-            self._seen_bytes.pop(seat.spec.id, None)
+            self._memory.forget(seat.spec)
             self._sound.discard(seat.spec.id)
             seat.leaving, seat.successor = True, spec
             if not seat.taken:
                 self._leave(seat)
         self._on_change()
 
-    def _leave(self, seat: _Seat) -> None:
+    def _leave(self, seat: Seat) -> None:
         ended = self._end(seat)
         if seat.successor is not None:
             self.start(seat.successor, after=ended)
@@ -386,66 +333,30 @@ class WorkerPool:
         """Memory budget of all places together, in bytes."""
         return sum(place.budget for place in self._places())
 
-    # --- memory ---------------------------------------------------------------------------------
-
-    def need(self, spec: ModelSpec) -> int:
-        """Return the bytes that a worker of the model needs: measured, or estimated until then."""
-        return self._seen_bytes.get(spec.id) or self._file_bytes(spec) + _PROCESS_BYTES
-
-    def _used_bytes(self, seats: Sequence[_Seat]) -> int:
-        return sum(max(self._note(seat), self.need(seat.spec)) for seat in seats)
-
-    def _note(self, seat: _Seat) -> int:
-        """Return the memory that a worker uses now, and record the model's highest value."""
-        now = seat.worker.resident_bytes
-        if seat.worker.is_up:
-            self._seen_bytes[seat.spec.id] = max(now, self._seen_bytes.get(seat.spec.id, 0))
-        return now
-
-    def _choose(self, spec: ModelSpec, *, may_evict: bool) -> tuple[Place, list[_Seat]] | None:
+    def _choose(self, spec: ModelSpec, *, may_evict: bool) -> tuple[Place, list[Seat]] | None:
         """Return the best place for one more worker, and the workers to stop there, or None.
 
         Places are compared by three criteria, in this order: the GPU is large enough, the fewest
         workers have to stop, the fewest workers run there.
         """
-        seats: defaultdict[str, list[_Seat]] = defaultdict(list)
+        seats: defaultdict[str, list[Seat]] = defaultdict(list)
         for seat in self._seats:
             if seat.worker.state is not WorkerState.FAILED:
                 seats[seat.worker.place].append(seat)
-        best: tuple[tuple[bool, int, int], Place, list[_Seat]] | None = None
+        best: tuple[tuple[bool, int, int], Place, list[Seat]] | None = None
         for place in self._places():
             here = seats[place.name]
-            victims = self._victims(spec, place, here) if place.is_open else None
+            victims = self._memory.victims(spec, place, here) if place.is_open else None
             if victims is None or (victims and not may_evict):
                 continue
-            rank = (not self._fits_gpu(spec, place), len(victims), len(here))
+            rank = (not self._memory.fits_gpu(spec, place), len(victims), len(here))
             if best is None or rank < best[0]:
                 best = rank, place, victims
         return None if best is None else best[1:]
 
-    def _fits_gpu(self, spec: ModelSpec, place: Place) -> bool:
-        """Return False if the model's weights alone are larger than the memory of the GPU."""
-        if place.gpu_bytes is None or spec.device == CPU or spec.runtime.offload:
-            return True
-        return self._file_bytes(spec) <= place.gpu_bytes
-
-    def _victims(self, spec: ModelSpec, place: Place, here: Sequence[_Seat]) -> list[_Seat] | None:
-        """Return the workers to stop so that the model fits in a place; None if it cannot fit."""
-        used, wanted, count = self._used_bytes(here), self.need(spec), len(here)
-        slots = count + 1 if place.slots is None else place.slots
-        victims: list[_Seat] = []
-        for seat in sorted((s for s in here if s.idle), key=lambda s: s.used):
-            if used + wanted <= place.budget and count < slots:
-                break
-            victims.append(seat)
-            used -= max(seat.worker.resident_bytes, self.need(seat.spec))
-            count -= 1
-        has_room = used + wanted <= place.budget or count == 0
-        return victims if has_room and count < slots else None
-
     # --- parts ----------------------------------------------------------------------------------
 
-    def _end_idle(self, seat: _Seat) -> None:
+    def _end_idle(self, seat: Seat) -> None:
         seat.going = None
         seconds = self._idle_seconds(seat)
         if seat in self._seats and seat.idle and seconds is not None:
@@ -453,7 +364,7 @@ class WorkerPool:
             self._end(seat)
             self._on_change()
 
-    def _end(self, seat: _Seat) -> asyncio.Task[None]:
+    def _end(self, seat: Seat) -> asyncio.Task[None]:
         """Remove a worker from the pool; the returned task is done when its process has ended."""
         if seat not in self._seats:  # it was removed together with the last loaded worker, below
             return seat.task

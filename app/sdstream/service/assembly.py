@@ -27,7 +27,8 @@ from sdstream.core.locations import BUILTIN
 from sdstream.core.messages import Load
 from sdstream.core.model_spec import CPU, ModelSpec
 from sdstream.core.request import Assets, Limits
-from sdstream.engine.pool import Place, WorkerPool
+from sdstream.engine.pool import WorkerPool
+from sdstream.engine.seat import Place
 from sdstream.engine.worker import Worker, WorkerOptions
 from sdstream.imaging.processor import ImageProcessor
 from sdstream.imaging.safety import load_checker

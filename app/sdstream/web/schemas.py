@@ -239,6 +239,8 @@ _MODEL: Final = record(
         "size": OBJECT,
         "capabilities": OBJECT,
         "options": OBJECT,
+        "device": nullable(STRING),
+        "device_name": nullable(STRING),
         "kernels": nullable(STRING),
         "runtime": OBJECT,
         "error": STRING,

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from sdstream.core.errors import Reason, Unavailable
-from sdstream.core.messages import Done, Event, Failed, Generate, Load, Share
+from sdstream.core.messages import Done, Event, Failed, Generate, Load, Loaded, Share
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.runtime_options import RuntimeOptions
 from sdstream.engine import pool
-from sdstream.engine.pool import Place, WorkerPool
+from sdstream.engine.pool import WorkerPool
 from sdstream.engine.process import LoadRefused, PlaceGone
+from sdstream.engine.seat import Place
 from sdstream.engine.worker import Worker, WorkerOptions, WorkerState
-from tests.support.processes import FakeProcess, a_request, driven
+from tests.support.processes import LOADED, FakeProcess, a_request, driven
 
 MIB = 2**20
 
@@ -29,6 +30,7 @@ class Machines:
         places: The current places.
         processes: The latest process of each place, by the place's name.
         every: All processes started so far, oldest first.
+        gpu_mb: Memory of each GPU, of which other programs use 100 MiB; None means no GPU.
         gone: Names of places that are out of reach.
         refusing: Names of places that lack the model's files.
         starts: Names of the places on which a start was attempted.
@@ -40,14 +42,17 @@ class Machines:
         file_mb: int = 100,
         keep_alive: float | None = None,
         hang_seconds: float = 60.0,
+        gpu_mb: int | None = None,
     ) -> None:
         self.places = list(places)
+        self.gpu_mb = gpu_mb
         self.processes: dict[str, FakeProcess] = {}
         self.every: list[FakeProcess] = []
         self.gone: set[str] = set()
         self.refusing: set[str] = set()
         self.starts: list[str] = []
         self.changes = 0
+        self._on_gpu: list[tuple[FakeProcess, str | None]] = []
         self._bytes = file_mb * MIB
         self._options = WorkerOptions("fake", {}, hang_seconds=hang_seconds)
         self.pool = WorkerPool(
@@ -68,12 +73,23 @@ class Machines:
                 raise PlaceGone("out of reach")
             if place in self.refusing:
                 raise LoadRefused("The machine lacks x.gguf.")
-            self.processes[place] = FakeProcess(resident_bytes=self._bytes)
+            self.processes[place] = FakeProcess(
+                resident_bytes=self._bytes, loaded=self._loaded(spec)
+            )
             self.every.append(self.processes[place])
+            if not self.processes[place].loaded.on_cpu:
+                self._on_gpu.append((self.processes[place], spec.device))
             return self.processes[place]
 
         load = Load(spec.id, "sd1", {"model": "x"}, "/nowhere", RuntimeOptions().model_dump())
         return Worker(load, self._options, changed, spawn=spawn, place=place)
+
+    def _loaded(self, spec: ModelSpec) -> Loaded:
+        if self.gpu_mb is None or spec.device == "cpu":
+            return LOADED
+        others = [p for p, device in self._on_gpu if device == spec.device and not p.is_gone]
+        free = (self.gpu_mb - 100) * MIB - len(others) * self._bytes
+        return replace(LOADED, on_cpu=False, gpu_free_bytes=free, gpu_used_bytes=self._bytes)
 
     def there(self) -> list[tuple[str, str]]:
         """Return (model, place) of all workers, sorted."""
@@ -292,6 +308,40 @@ async def test_a_gpu_that_is_too_small_is_the_last_choice() -> None:
     machines = Machines(small, large, file_mb=200)
     assert await machines.started(a_model(device="cpu"))
     assert machines.there() == [("a", "small")]
+    await machines.pool.close()
+
+
+@driven
+async def test_models_share_the_memory_of_a_gpu() -> None:
+    """The model that was idle the longest makes room; other GPUs and the CPU keep their models."""
+    # 100 MiB belong to other programs, and 1 GiB stays free: there is room for two models.
+    machines = Machines(Place("", 10_000 * MIB), file_mb=1000, gpu_mb=3200)
+    assert await machines.started(a_model("processor", device="cpu"))
+    assert await machines.started(a_model("second-card", device="cuda:1"))
+    for name in "abc":
+        assert await machines.started(a_model(name))
+    kept = [("processor", ""), ("second-card", "")]
+    assert machines.there() == [("b", ""), ("c", ""), *kept]
+    assert machines.pool.evictions == 1
+    for worker in machines.pool.workers():
+        if worker.model in ("b", "c"):
+            machines.pool.take(worker)
+    assert not machines.pool.start(a_model("d"))
+    assert await machines.started(a_model("e", device="cpu"))
+    assert await machines.started(a_model("f", device="cuda:1"))
+    assert machines.pool.evictions == 1
+    await machines.pool.close()
+
+
+@driven
+async def test_a_model_that_is_larger_than_a_gpu() -> None:
+    """It is loaded if it is alone; the runtime then reports that it does not fit."""
+    machines = Machines(Place("", 10_000 * MIB), file_mb=1000, gpu_mb=1500)
+    assert await machines.started(a_model("a"))
+    assert await machines.started(a_model("b"))
+    assert machines.there() == [("b", "")]
+    assert await machines.started(a_model("c", runtime={"offload": True}))
+    assert machines.there() == [("c", "")]
     await machines.pool.close()
 
 

@@ -76,6 +76,8 @@ class AbortFlag:
         self._armed = False
         #: True if all backends that ``attach`` found compute on the CPU.
         self.on_cpu = False
+        #: The ``ggml_backend_t`` that samples; None before ``attach`` or if it is unknown.
+        self.backend: int | None = None
 
     def attach(self, context: Any) -> bool:
         """Install the flag in the backends of a context; return whether the flag works.
@@ -83,7 +85,9 @@ class AbortFlag:
         Args:
             context: The ``sd_ctx_t *`` of a loaded model.
         """
-        return self._attach(context, _BACKEND_FIELDS)
+        works = self._attach(context, _BACKEND_FIELDS)
+        self.backend = next(iter(self._backends(context, 1)), None)
+        return works
 
     def attach_upscaler(self, context: Any) -> bool:
         """Install the flag in an ``upscaler_ctx_t *``, whose first field is its only backend."""

@@ -35,29 +35,11 @@ LOG_LEVELS: Final = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
 _CANNY: Final = (0.08, 0.08, 0.8, 1.0)
 
 
-#: Values of ggml_backend_dev_type: a GPU with its own memory, and a GPU that uses main memory.
-_GPU_KINDS: Final = {1, 2}
-
-
 def has_fast_kernels() -> bool:
     try:
         return bool(lib.ggml_cpu_has_llamafile())
     except AttributeError:
         return False
-
-
-def has_gpu() -> bool:
-    """Return True if the runtime finds a GPU that this process may use."""
-    try:
-        lib.ggml_backend_dev_get.restype = ctypes.c_void_p
-        lib.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
-        lib.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
-        lib.ggml_backend_dev_count.restype = ctypes.c_size_t
-        devices = range(lib.ggml_backend_dev_count())
-        kinds = {lib.ggml_backend_dev_type(lib.ggml_backend_dev_get(i)) for i in devices}
-    except AttributeError:  # another build of the library does not export them
-        return False
-    return bool(kinds & _GPU_KINDS)
 
 
 def native_image(picture: Pixels) -> Any:

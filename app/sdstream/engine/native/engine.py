@@ -47,6 +47,7 @@ from sdstream.engine.native.bindings import (
     rgb,
     taken,
 )
+from sdstream.engine.native.devices import device_name, free_gpu_bytes
 from sdstream.engine.native.loras import LoraCheck
 from sdstream.engine.native.params import (
     TAE_INSIDE,
@@ -141,15 +142,8 @@ class NativeEngine:
         params = context_params(
             files, command.runtime, self._threads, embeddings, kernels=bool(in_use)
         )
-        loading = self._loading = LoadProgress(emit)
-        context = sd.new_sd_ctx(ctypes.byref(params))
-        self._loading = None
-        # A NULL context must be neither used nor freed.
-        if not context:
-            detail = f": {self._first_error}" if self._first_error else ""
-            raise EngineError(
-                Reason.MODEL_UNAVAILABLE, f"The runtime could not load the model{detail}."
-            )
+        free_before = free_gpu_bytes(lib)
+        context, version = self._context(params, emit)
         self._model = LoadedModel(
             context, command.runtime["vae_tiling"], command.lora_dir, command.upscaler_dir
         )
@@ -157,7 +151,7 @@ class NativeEngine:
             files,
             unet=FAMILIES[command.family].unet,
             wtype=command.runtime["wtype"] or "",
-            version=loading.version,
+            version=version,
         )
         self._direct = bool(params.vae_conv_direct)
         self._preview_mode = _PREVIEW_MODES[command.runtime["preview"]]
@@ -169,15 +163,19 @@ class NativeEngine:
                 Reason.MODEL_UNAVAILABLE,
                 f"The model requires {command.device}, and the runtime found only the CPU.",
             )
+        on_cpu = self._abort.on_cpu
         return Loaded(
             seconds=time.monotonic() - started,
             can_abort=self._can_abort,
             fast_kernels=has_fast_kernels(),
-            on_cpu=self._abort.on_cpu,
+            on_cpu=on_cpu,
             embeddings=tuple(embeddings),
             kernels=in_use.name,
             kernels_problem=in_use.problem,
             can_share=self._can_share,
+            device_name=device_name(lib, self._abort.backend),
+            gpu_free_bytes=0 if on_cpu else free_before,
+            gpu_used_bytes=0 if on_cpu else max(0, free_before - free_gpu_bytes(lib)),
         )
 
     def draw(
@@ -234,6 +232,19 @@ class NativeEngine:
         if self._can_share:
             self._threads = share.threads(self._cores)
             self._patches.set_threads(self._model.context, self._threads)
+
+    def _context(self, params: Any, emit: Emit) -> tuple[Any, str]:
+        """Return the runtime's context, and the model's version as the runtime logs it."""
+        loading = self._loading = LoadProgress(emit)
+        context = sd.new_sd_ctx(ctypes.byref(params))
+        self._loading = None
+        # A NULL context must be neither used nor freed.
+        if not context:
+            detail = f": {self._first_error}" if self._first_error else ""
+            raise EngineError(
+                Reason.MODEL_UNAVAILABLE, f"The runtime could not load the model{detail}."
+            )
+        return context, loading.version
 
     # --- callbacks, on the generating thread ------------------------------------------------------
 

@@ -16,7 +16,8 @@ from typing import Any, Final
 from sdstream.core.runtime_options import KERNELS_OFF, Kernels
 from sdstream.engine.kernels.build import identity, library_name, supported
 from sdstream.engine.kernels.choice import Choice, choose, processor
-from sdstream.engine.native.bindings import has_gpu, lib
+from sdstream.engine.native.bindings import lib
+from sdstream.engine.native.devices import has_gpu
 
 logger = logging.getLogger("sdstream.native")
 
@@ -52,7 +53,7 @@ def install(wanted: Kernels, abort_flag: int, choice: Choice | None = None) -> I
         abort_flag: Address of a byte that stops operations while it is not zero.
         choice: Kernels to use instead of the best ones for this processor.
     """
-    if wanted == KERNELS_OFF or has_gpu():
+    if wanted == KERNELS_OFF or has_gpu(lib):
         return InUse()
     try:
         choice = choice or best(wanted)

@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from sdstream.cluster.port import Cluster, Machine, MachineState
 from sdstream.dialects.rendering import compact
-from sdstream.engine.pool import Place, WorkerPool
+from sdstream.engine.pool import WorkerPool
+from sdstream.engine.seat import Place
 from sdstream.web import respond
 from sdstream.web.route import ApiRoute, Operation
 from sdstream.web.schemas import INTEGER, NUMBER, STRING, json_of, listing, record

@@ -297,6 +297,7 @@ class ModelRoutes:
             "capabilities": _capabilities(spec),
             "embeddings": [*loaded.embeddings] if loaded else [],
             "device": _device(spec, loaded),
+            "device_name": (loaded.device_name or None) if loaded else None,
             "runtime": spec.runtime.model_dump(),
             "kernels": loaded.kernels if loaded else None,
         }
