@@ -284,10 +284,10 @@ def test_private_networks(guarded: ServerProcess) -> None:
 
 
 def test_exposed_headers(guarded: ServerProcess) -> None:
-    """A page of an allowed origin can read Retry-After, x-should-retry and X-Job-Id."""
+    """A page of an allowed origin can read Retry-After, X-Job-Id and other headers."""
     _, headers, _ = ask(guarded, "GET", "/v1/models", {**KEY, "Origin": "https://page.example"})
     exposed = headers["access-control-expose-headers"].split(", ")
-    assert {"Retry-After", "x-should-retry", "X-Job-Id"} <= {*exposed}
+    assert {"Retry-After", "x-should-retry", "X-Job-Id", "X-Warnings"} <= {*exposed}
 
 
 def test_the_key_in_azures_header(guarded: ServerProcess) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from urllib.parse import unquote
 
 import httpx2
 import pytest
@@ -37,6 +38,23 @@ def test_json_forms_and_binary_answers_name_the_fields(fake_server: ServerProces
     log = fake_server.log.read_text()
     assert "ignored_fields=keep_alive" in log
     assert secret not in log
+
+
+def test_warnings_of_an_answer_without_fields(fake_server: ServerProcess) -> None:
+    """An image file has the warnings of the JSON answer in a header; without any, no header."""
+    body = {**QUICK, "prompt": "an astronaut, 100 % red", "keep_alive": 1, "naïve, one": 1}
+    told = httpx2.post(fake_server.url + GENERATIONS, json=body).json()["warnings"]
+    assert len(told) >= 2
+    wanted = {"Accept": "image/png"}
+    answer = httpx2.post(fake_server.url + GENERATIONS, json=body, headers=wanted)
+    assert answer.headers["Content-Type"] == "image/png"
+    assert [unquote(text) for text in answer.headers["X-Warnings"].split(",")] == told
+    assert WARNING in answer.headers["X-Warnings"]
+    given = {"inputs": "an apple", "parameters": {"width": 64, "height": 64, "zebra": 1}}
+    other = httpx2.post(f"{fake_server.url}/v1/models/embedded", json=given)
+    assert "Unknown field 'zebra' has no effect" in other.headers["X-Warnings"]
+    plain = httpx2.post(fake_server.url + GENERATIONS, json=QUICK, headers=wanted)
+    assert "X-Warnings" not in plain.headers
 
 
 def test_streams_and_events(fake_server: ServerProcess) -> None:

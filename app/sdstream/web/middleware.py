@@ -36,7 +36,7 @@ _MOST_CHARACTERS: Final = 1024
 #: Response headers that pages of other origins may read, in addition to CORS's default ones.
 _EXPOSED: Final = (
     *("X-Request-Id", "X-Job-Id", "Location", "Seed", "Finish-Reason"),
-    *("X-Ignored-Fields", "Preference-Applied", "Mcp-Session-Id"),
+    *("X-Ignored-Fields", "X-Warnings", "Preference-Applied", "Mcp-Session-Id"),
     *("Retry-After", "x-should-retry"),
 )
 

@@ -17,9 +17,12 @@ Deliberate oddities:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping
+import string
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from contextlib import suppress
+from itertools import accumulate
 from typing import Final, TypeVar
+from urllib.parse import quote
 
 from sse_starlette import EventSourceResponse  # noqa: TID251
 from sse_starlette.sse import AppStatus  # noqa: TID251
@@ -57,6 +60,12 @@ _STATUS_ERRORS: Final = {
 #: Maximum number of characters of a path in an error message.
 _LONGEST_PATH: Final = 200
 
+#: Characters that a warning in X-Warnings contains as they are. A comma separates warnings.
+_PLAIN: Final = (string.punctuation + " ").translate({ord(","): None, ord("%"): None})
+#: Limits of a warning and of all warnings in X-Warnings: a proxy may reject longer headers.
+_LONGEST_WARNING: Final = 200
+_LONGEST_WARNINGS: Final = 2048
+
 
 class ClientLeft(Exception):
     """The client closed the connection before its answer was ready."""
@@ -84,6 +93,17 @@ def stream(frames: AsyncIterator[bytes], headers: Mapping[str, str]) -> Response
     # The library sends keep-alive even if the client asked the server to close the connection.
     del response.headers["Connection"]
     return response
+
+
+def warning_headers(warnings: Iterable[str]) -> dict[str, str]:
+    """Return X-Warnings, for an answer that is a file and thus has no field for warnings.
+
+    Long warnings are shortened, and those that exceed the limit of the header are left out.
+    """
+    parts = [quote(warning[:_LONGEST_WARNING], _PLAIN, errors="replace") for warning in warnings]
+    ends = accumulate(len(part) + 1 for part in parts)
+    told = [part for part, end in zip(parts, ends, strict=True) if end <= _LONGEST_WARNINGS]
+    return {"X-Warnings": ",".join(told)} if told else {}
 
 
 def json_bytes(

@@ -414,4 +414,5 @@ def _bytes_answer(job: Job, headers: dict[str, str]) -> Response:
     assert job.status is JobStatus.COMPLETED
     image = job.images[0]
     headers |= {"Seed": str(image.seed), "Finish-Reason": finish_reason([image])}
+    headers |= respond.warning_headers(job.request.warnings)
     return Response(image.content, 200, headers, media_type=MEDIA_TYPES[job.request.output_format])
