@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from pydantic import Field, ValidationError
 
@@ -97,21 +97,19 @@ class Catalog:
             file = None
         # If an entry is not valid, the others are checked nevertheless.
         specs = dict(enumerate(file.models)) if file else _valid_entries(data)
-        entries = {spec.id: spec for spec in specs.values()}
-        problems += _problems(specs, entries, lines)
+        names = _names(data)
+        problems += _name_problems(names, lines)
+        for index, spec in specs.items():
+            problems += _quant_problems(spec, index, lines)
         problems += _missing_files(data, specs, lines, missing)
-        if file is None:
-            problems += _unknown_default(data, lines)
+        problems += _unknown_default(data, names, lines)
+        if file is None or problems:
             raise CatalogError(*problems)
+        entries = {spec.id: spec for spec in file.models}
         models = {name: spec for name, spec in entries.items() if not spec.quants}
         spellings = {name.casefold(): name for name in models}
         catalog = cls(entries, models, file.default or file.models[0].id, spellings)
-        default = catalog.default
-        if _entry_of(default, entries) is None and catalog.variant(default) is None:
-            problems.append(_no_model(default, entries, lines))
-        if problems:
-            raise CatalogError(*problems)
-        return catalog.led_by(default)
+        return catalog.led_by(catalog.default)
 
     def on_machine(self, find: Callable[[HubFile], str | None]) -> Self:
         """Return the same catalogue with the downloaded quants.
@@ -339,24 +337,44 @@ def _valid_entries(data: Any) -> dict[int, ModelSpec]:
     return specs
 
 
-def _unknown_default(data: Any, lines: Lines) -> Iterator[Problem]:
-    """Yield a problem if no entry of a file that is not valid has the name of its default."""
-    entries = [entry for entry in _entries(data) if isinstance(entry, dict)]
-    aliases = [entry.get("aliases") for entry in entries]
-    ids = [entry["id"] for entry in entries if isinstance(entry.get("id"), str)]
-    names = {name.casefold() for name in ids}
-    names |= {str(a).casefold() for given in aliases if isinstance(given, list) for a in given}
+class _Names(NamedTuple):
+    """The names in an entry, which may be invalid otherwise."""
+
+    id: str
+    aliases: tuple[str, ...]
+    quants: tuple[str, ...]
+
+    def include(self, name: str) -> bool:
+        """Return whether a name is the id, an alias, or one of them with a quant."""
+        own = (self.id, *self.aliases)
+        model, _, quant = name.rpartition(":")
+        return _is_among(name, own) or (_is_among(model, own) and _is_among(quant, self.quants))
+
+
+def _names(data: Any) -> dict[int, _Names]:
+    """Return the names in each entry that has an id, by its index."""
+    return {
+        index: _Names(entry["id"], _strings(entry.get("aliases")), _strings(entry.get("quants")))
+        for index, entry in enumerate(_entries(data))
+        if isinstance(entry, dict) and isinstance(entry.get("id"), str)
+    }
+
+
+def _strings(values: Any) -> tuple[str, ...]:
+    given = values if isinstance(values, list | dict) else ()
+    return tuple(value for value in given if isinstance(value, str))
+
+
+def _unknown_default(data: Any, entries: Mapping[int, _Names], lines: Lines) -> Iterator[Problem]:
+    """Yield a problem if no entry has the name of the file's default."""
     default = data.get("default") if isinstance(data, dict) else None
-    if isinstance(default, str) and ids:
-        wanted = default.casefold()
-        if not {wanted, wanted.rpartition(":")[0]} & names:
-            yield _no_model(default, ids, lines)
-
-
-def _no_model(default: str, ids: Iterable[str], lines: Lines) -> Problem:
-    meant = most_similar(default, ids)
-    message = f"no model has the id '{default}'" + (f"; did you mean '{meant}'?" if meant else "")
-    return Problem(line_near(lines, ("default",)), message)
+    if not isinstance(default, str) or not default or not entries:
+        return
+    if not any(names.include(default) for names in entries.values()):
+        meant = most_similar(default, [names.id for names in entries.values()])
+        hint = f"; did you mean '{meant}'?" if meant else ""
+        line = line_near(lines, ("default",))
+        yield Problem(line, f"no model has the id '{default}'{hint}")
 
 
 def _missing_files(
@@ -382,35 +400,25 @@ def _paths_of(entry: Any) -> dict[str, str]:
     }
 
 
-def _problems(
-    specs: Mapping[int, ModelSpec], entries: Mapping[str, ModelSpec], lines: Lines
-) -> Iterator[Problem]:
-    """Yield the problems that involve several entries or several fields."""
-    seen: dict[str, ModelSpec] = {}
-    for index, spec in specs.items():
-        line = line_near(lines, ("models", index, "id"))
-        if _entry_of(spec.id, seen) is not None:
-            yield Problem(line, f"duplicate id '{spec.id}'")
-        seen[spec.id] = spec
-        yield from _quant_problems(spec, index, lines)
-        name, _, quant = spec.id.rpartition(":")
-        entry = _entry_of(name, entries)
-        if entry is not None and _quant(entry, quant):
-            yield Problem(line, f"the id '{spec.id}' is also a quant of '{entry.id}'")
-    yield from _alias_problems(specs, entries, lines)
-
-
-def _alias_problems(
-    specs: Mapping[int, ModelSpec], entries: Mapping[str, ModelSpec], lines: Lines
-) -> Iterator[Problem]:
-    """Yield a problem for each alias that belongs to two models or equals the id of an entry."""
+def _name_problems(entries: Mapping[int, _Names], lines: Lines) -> Iterator[Problem]:
+    """Yield a problem for each name that stands for several models."""
+    known = {names.id.casefold(): names for names in entries.values()}
+    seen: set[str] = set()
     taken: dict[str, str] = {}
-    for index, spec in specs.items():
-        for alias in spec.aliases:
-            line = line_near(lines, ("models", index, "aliases"))
-            if _entry_of(alias, entries) is not None:
+    for index, names in entries.items():
+        line = line_near(lines, ("models", index, "id"))
+        if names.id.casefold() in seen:
+            yield Problem(line, f"duplicate id '{names.id}'")
+        seen.add(names.id.casefold())
+        model, _, quant = names.id.rpartition(":")
+        entry = known.get(model.casefold())
+        if entry is not None and _is_among(quant, entry.quants):
+            yield Problem(line, f"the id '{names.id}' is also a quant of '{entry.id}'")
+        line = line_near(lines, ("models", index, "aliases"))
+        for alias in names.aliases:
+            if alias.casefold() in known:
                 yield Problem(line, f"the alias '{alias}' is the id of a model")
-            if taken.setdefault(alias.casefold(), spec.id) != spec.id:
+            if taken.setdefault(alias.casefold(), names.id) != names.id:
                 yield Problem(line, f"the alias '{alias}' belongs to two models")
 
 

@@ -242,12 +242,33 @@ models:
              "'flux'"],
         11: ["models.second.runtime.control_net_on_cpu: it needs files.control_net"],
         14: ["models.third.files.model: no such file"],
-        16: ["duplicate key 'aliases'"],
+        16: ["duplicate key 'aliases'", "the alias 'second' is the id of a model"],
     }  # fmt: skip
     found: dict[int, list[str]] = {}
     for line, message in caught.value.problems:
         found.setdefault(line, []).append(message)
     assert found == expected
+
+
+INVALID = " - {id: a, family: sdx, files: {model: m}, aliases: [b, 3], quants: {Q8: 1}}\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "entry", "words"),
+    [
+        ("", "id: A", "line 3: duplicate id 'A'"),
+        ("", "id: c, aliases: [a]", "line 3: the alias 'a' is the id of a model"),
+        ("", "id: b", "line 2: the alias 'b' is the id of a model"),
+        ("", "id: c, aliases: [B]", "line 3: the alias 'B' belongs to two models"),
+        ("", "id: a:q8", "line 3: the id 'a:q8' is also a quant of 'a'"),
+        ("default: a:Q4\n", "id: c", "line 1: no model has the id 'a:Q4'"),
+    ],
+)
+def test_the_names_of_an_invalid_entry_are_taken(head: str, entry: str, words: str) -> None:
+    """A name that an invalid entry has too is reported, together with the fault of that entry."""
+    with pytest.raises(CatalogError, match="unknown family 'sdx'") as caught:
+        Catalog.parse(f"{head}models:\n{INVALID} - {{{entry}, family: sd1, files: {{model: m}}}}")
+    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -500,6 +521,8 @@ def test_another_default() -> None:
     assert catalog.default == "one"
     assert {catalog.led_by(name).default for name in ("Two", "two:q4_0")} == {"two:Q4_0"}
     assert Catalog.parse(f"default: ONE\n{HUB}").default == "one"
+    named = HUB.replace("id: one\n", "id: one\n    aliases: [uno]\n")
+    assert Catalog.parse(f"default: Uno\n{named}").default == "one"
     absent = here().led_by("two")
     assert absent.find(None) is None
     assert "'sdstream pull two'" in absent.why_missing(None)
