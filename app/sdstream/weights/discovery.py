@@ -22,6 +22,7 @@ from sdstream.weights.folders import weight_files
 from sdstream.weights.headers import BadFile
 from sdstream.weights.hub import Hub
 from sdstream.weights.inspection import check, inspect
+from sdstream.weights.llama_box import runtime_renames
 
 _WEIGHTS: Final = (".gguf", ".safetensors")
 _LONGEST_ID: Final = 64
@@ -56,8 +57,10 @@ def _check_files(settings: Settings, spec: ModelSpec) -> None:
     if settings.engine == "fake":
         return
     files = {component: _on_disk(settings, place) for component, place in spec.files.items()}
+    # The machines of a cluster have runtimes of their own, and their workers check the files too.
+    renames = settings.cluster is not None or runtime_renames()
     try:
-        check(files, spec.family, tae=spec.runtime.tae)
+        check(files, spec.family, tae=spec.runtime.tae, renames=renames)
     except EngineError as error:
         raise ModelError(f"The default model '{spec.id}' cannot be used. {error.message}") from None
 
@@ -253,7 +256,8 @@ def _lone_model(path: Path, catalog: Catalog) -> ModelSpec:
     component = "diffusion_model" if parts == {"diffusion_model"} else "model"
     tiny = "tae" in parts and "vae" not in parts
     if not report.families:
-        raise ModelError(f"{path.name} {report.what}: it cannot generate images alone.")
+        alone = "" if "diffusion_model" in parts else ": it cannot generate images alone"
+        raise ModelError(f"{path.name} {report.what}{alone}.")
     family = report.families[0]
     try:
         check({component: path}, family, tae=tiny)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,8 @@ from sdstream.core.catalog_yaml import CatalogError
 from sdstream.settings import Settings
 from sdstream.weights import embedded
 from sdstream.weights.discovery import ModelError, load_catalog, read_catalog
+from sdstream.weights.llama_box import runtime_renames
+from tests.support.weight_files import DIFFUSION, prefixed, vae, write_safetensors
 
 
 def settings_of(
@@ -142,3 +144,45 @@ def test_a_built_in_model_that_cannot_be_unpacked(
     monkeypatch.setattr(embedded, "_FOLDER", tmp_path)
     with pytest.raises(ModelError, match="the packed model 'drawings' differs from its card"):
         load_catalog(settings)
+
+
+@pytest.fixture
+def plain_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A runtime that was compiled without the project's patches."""
+    library = tmp_path / "libstable-diffusion.so"
+    library.write_bytes(b"ELF" * 1000)
+    monkeypatch.setenv("STABLE_DIFFUSION_CPP_LIB", str(library))
+    runtime_renames.cache_clear()
+    yield
+    runtime_renames.cache_clear()
+
+
+@pytest.mark.usefixtures("plain_runtime")
+def test_a_model_of_llama_box_needs_the_patches(tmp_path: Path) -> None:
+    """Without the patches the start ends with the remedies, except in a cluster, whose machines
+    have runtimes of their own."""
+    encoder = "transformer.text_model.embeddings.token_embedding.weight"
+    shapes = {
+        **prefixed("model.diffusion_model.", DIFFUSION["Stable Diffusion 3 Medium"]),
+        f"cond_stage_model.{encoder}": (768, 8),
+        f"cond_stage_model.1.{encoder}": (1280, 8),
+        **prefixed("first_stage_model.", vae(16)),
+    }
+    path = write_safetensors(tmp_path / "mine.safetensors", shapes)
+    settings = usable(tmp_path, model=str(path))
+    words = "The default model 'mine' cannot be used. .* 'sdstream setup' installs one; the cat.*"
+    with pytest.raises(ModelError, match=words):
+        load_catalog(settings)
+    with pytest.raises(ModelError, match=r"The default model 'a' .* llama-box"):
+        load_catalog(settings_of(tmp_path, {"model": str(path)}, "sd3", tae=False))
+    assert load_catalog(settings.model_copy(update={"cluster": "head:6379"})).default == "mine"
+
+
+def test_the_installed_runtime_has_the_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """scripts/install applies the patches; a library that is elsewhere is not judged."""
+    runtime_renames.cache_clear()
+    assert runtime_renames()
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    runtime_renames.cache_clear()
+    assert runtime_renames()
+    runtime_renames.cache_clear()

@@ -135,8 +135,8 @@ def test_a_report_of_a_part(tmp_path: Path) -> None:
 
 
 def test_a_report_of_a_model_of_llama_box(tmp_path: Path) -> None:
-    """The report says that the file needs a patched runtime; the check for any other runtime rejects it
-    and names the remedies."""
+    """The report says that the file needs a patched runtime. The check for any other runtime
+    rejects the file and names the remedies."""
     encoder = "transformer.text_model.embeddings.token_embedding.weight"
     shapes = {
         **prefixed("model.diffusion_model.", DIFFUSION["Stable Diffusion 3 Medium"]),
