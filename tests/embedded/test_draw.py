@@ -165,4 +165,24 @@ def test_the_names_of_objects_are_those_of_the_card() -> None:
     assert card["names"] == {name: shape for shape in SHAPES for name in names(shape)}
     assert set(card["names"]) <= set(known.words)
     knows_groups = card["group_scores"]["shares"]["everything"] >= 0.9
-    assert known.counted_alone == ({} if knows_groups else card["names"])
+    assert (known.names, known.knows_groups) == (card["names"], knows_groups)
+
+
+def test_captions_are_not_warned_of(pictures: list[Picture]) -> None:
+    """The service warns of no prompt like those of the training, except of those with groups."""
+    (known,) = vocabularies().values()
+    told = [text for picture in pictures for text in known.warnings("embedded", picture.caption)]
+    assert [text for text in told if "together with several things" not in text] == []
+    alone = [picture.caption for picture in pictures if len(picture.plan.things) < 2]
+    assert [caption for caption in alone if known.warnings("embedded", caption)] == []
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["many yellow stars", "both hearts", "no cats, a dog", "a house with no trees", "many fish",
+     "red hearts", "two red apples next to a green apple", "two red circles and a red circle"],
+)  # fmt: skip
+def test_quantities_without_pictures_are_warned_of(prompt: str) -> None:
+    """The service warns of quantities and negations that no caption contains in this way."""
+    (known,) = vocabularies().values()
+    assert known.warnings("embedded", prompt)

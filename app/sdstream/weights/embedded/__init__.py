@@ -26,6 +26,17 @@ UPSCALERS: Final = {"drawings-4x": 4}
 #: Share of right images from which on no warning is necessary.
 _RELIABLE: Final = 0.9
 
+_LANDSCAPES: Final = (
+    "night mountain mountains snow snowy sea ocean water lake beach hill hills meadow field "
+    "countryside desert dunes city skyline town skyscrapers buildings forest woods pine"
+)
+#: Words that stand without a number in captions of landscapes only -> words of these captions.
+_SCENERY: Final = {
+    "many": frozenset(_LANDSCAPES.split()),
+    "stars": frozenset(_LANDSCAPES.split()),
+    "trees": frozenset({"pine"}),
+}
+
 _FOLDER: Final = Path(__file__).parent
 
 
@@ -66,19 +77,19 @@ def materialise(location: str, cache_dir: Path) -> Path:
 @cache
 def vocabularies() -> dict[str, Vocabulary]:
     """Return location -> vocabulary for each built-in model."""
-    cards = {name: _card(name) for name in MODELS}
-    return {
-        f"{BUILTIN}{name}": Vocabulary(
-            frozenset(card["words"]), (*card["objects"], "landscapes"), _counted_alone(card)
-        )
-        for name, card in cards.items()
-    }
+    return {f"{BUILTIN}{name}": _vocabulary(_card(name)) for name in MODELS}
 
 
-def _counted_alone(card: dict[str, Any]) -> dict[str, str]:
+def _vocabulary(card: dict[str, Any]) -> Vocabulary:
     scores = card["group_scores"]
-    knows_groups = scores and scores["shares"]["everything"] >= _RELIABLE
-    return {} if knows_groups else card["names"]
+    return Vocabulary(
+        words=frozenset(card["words"]),
+        subjects=(*card["objects"], "landscapes"),
+        colours=card["colours"],
+        names=card["names"],
+        scenery=_SCENERY,
+        knows_groups=bool(scores) and scores["shares"]["everything"] >= _RELIABLE,
+    )
 
 
 @cache
