@@ -107,8 +107,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.hub.asked.append(Asked(self.command, self.path, headers))
-        path, _, query = self.path.partition("?")
-        path = unquote(path)
+        quoted, _, query = self.path.partition("?")
+        path = unquote(quoted)
         with suppress(ConnectionError):  # some clients are killed
             if path.startswith("/cdn/"):
                 self._contents(path.removeprefix("/cdn/"))
@@ -116,12 +116,12 @@ class _Handler(BaseHTTPRequestHandler):
                 values = {name: found[0] for name, found in parse_qs(query).items()}
                 self._modelscope(path.removeprefix("/api/v1/models/"), values)
             else:
-                self._resolve(path)
+                self._resolve(quoted)
 
-    def _resolve(self, path: str) -> None:
-        repo, found, rest = path.lstrip("/").partition("/resolve/")
+    def _resolve(self, quoted: str) -> None:
+        repo, found, rest = quoted.lstrip("/").partition("/resolve/")
         revision, _, inside = rest.partition("/")
-        name = f"{repo}/{inside}"
+        name = unquote(f"{repo}/{inside}")
         waiting = self.hub.statuses.get((self.command, name))
         if waiting:
             status, headers = waiting.pop(0)
@@ -130,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._end(401, {"X-Error-Code": "RepoNotFound"})
         elif repo in self.hub.gated and self.headers["Authorization"] != f"Bearer {TOKEN}":
             self._end(401 if self.headers["Authorization"] is None else 403, _GATED)
-        elif revision not in ("main", COMMIT):
+        elif revision not in ("main", COMMIT, "refs%2Fpr%2F7"):
             self._end(404, {"X-Error-Code": "RevisionNotFound"})
         elif name not in self.hub.files:
             self._end(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})

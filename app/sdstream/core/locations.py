@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Final, NamedTuple, Self
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from pydantic import AfterValidator
 
@@ -26,7 +26,8 @@ class HubFile(NamedTuple):
     Attributes:
         repo: OWNER/NAME.
         path: Path inside the repository, with slashes.
-        revision: A branch, a tag or a commit.
+        revision: A branch, a tag or a commit; on the Hugging Face hub also refs/pr/N (the files of
+            a pull request) or refs/convert/NAME.
         hub: The prefix of the hub, one of HUBS.
     """
 
@@ -44,24 +45,31 @@ class HubFile(NamedTuple):
 
         Args:
             location: The text. A web address may be that of the file's page (``/blob/``,
-                ``/file/view/``) or of its contents (``/resolve/``).
+                ``/file/view/``) or of its contents (``/resolve/``), without "https://" too.
 
         Raises:
             ValueError: The text has another form; the message contains an example.
         """
         if _WEB.match(location):
             return cls._of_web(location)
-        prefix = location[:3]
-        plain = location.replace(f"{prefix}//", prefix, 1)
-        match = _LOCATION.fullmatch(plain)
+        prefix = location[:3].lower()
+        # The links to downloads on the web pages of the Hugging Face hub end with a query.
+        plain = location[3:].removeprefix("//").removesuffix("?download=true")
+        match = _LOCATION.fullmatch(prefix + plain)
         if match is None or {"", ".", ".."} & {*match["path"].split("/")}:
             raise ValueError(f"'{location}' is not a file on the hub; write {_forms(prefix)}")
-        revision = match["revision"] or _PAGES[prefix].revision
+        revision = unquote(match["revision"] or _PAGES[prefix].revision)
+        is_ref = prefix == "hf:" and re.fullmatch(_REF, revision)
+        if ("/" in revision and not is_ref) or revision == "refs":
+            raise ValueError(
+                f"'{location}' has a revision with a slash; write its commit hash instead (only "
+                "refs/pr/N and refs/convert/NAME of the Hugging Face hub are supported)"
+            )
         return cls(match["repo"], match["path"], revision, prefix)
 
     @classmethod
     def _of_web(cls, address: str) -> Self:
-        url = urlsplit(address)
+        url = urlsplit(address if "://" in address else f"https://{address}")
         host = (url.hostname or "").removeprefix("www.")
         prefix = next((name for name, pages in _PAGES.items() if host in pages.hosts), None)
         if prefix is None:
@@ -77,12 +85,8 @@ class HubFile(NamedTuple):
             raise ValueError(
                 f"'{address}' names no file; write {pages.example} or {_forms(prefix)}"
             )
-        path, revision = unquote(found["path"] or "") or named, unquote(found["revision"])
-        if "/" in revision:
-            raise ValueError(
-                f"'{address}' has the revision '{revision}'; a revision with a slash is not "
-                "supported, write its commit hash instead"
-            )
+        path = unquote(found["path"] or "") or named
+        revision = quote(unquote(found["revision"]), safe="")
         return cls.parse(f"{prefix}{found['repo']}@{revision}/{path}")
 
     @property
@@ -113,15 +117,20 @@ class _Pages:
 
 _WORD: Final = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
 _REPO: Final = rf"/(?P<repo>{_WORD}/{_WORD})"
+#: Revisions with slashes, as huggingface_hub knows them.
+_REF: Final = r"refs/(?:pr/[0-9]+|convert/[A-Za-z0-9_]+)"
 _LOCATION: Final = re.compile(
-    rf"(?:hf|ms):(?P<repo>{_WORD}/{_WORD})(?:@(?P<revision>{_WORD}))?/(?P<path>[^\\\s][^\\\n]*)"
+    rf"(?:hf|ms):(?P<repo>{_WORD}/{_WORD})"
+    rf"(?:@(?P<revision>{_REF}|{_WORD}(?:%2[Ff]{_WORD})*))?/(?P<path>[^\\\s][^\\\n]*)"
 )
-_WEB: Final = re.compile(r"https?://", re.IGNORECASE)
+_WEB: Final = re.compile(
+    r"https?://|(?:www\.)?(?:huggingface\.co|hf\.co|modelscope\.cn)/", re.IGNORECASE
+)
 _PAGES: Final[Mapping[str, _Pages]] = {
     "hf:": _Pages(
         ("huggingface.co", "hf.co"),
         "main",
-        re.compile(rf"{_REPO}/(?:resolve|blob|raw)/(?P<revision>[^/]+)/(?P<path>.+)"),
+        re.compile(rf"{_REPO}/(?:resolve|blob|raw)/(?P<revision>{_REF}|[^/]+)/(?P<path>.+)"),
         "https://huggingface.co/OWNER/REPO/resolve/main/PATH",
     ),
     "ms:": _Pages(
@@ -139,7 +148,7 @@ def _forms(prefix: str) -> str:
 
 def is_address(text: str) -> bool:
     """Return whether a text is meant as a hub file, even if its form is not valid."""
-    return text.startswith(HUBS) or _WEB.match(text) is not None
+    return text.lower().startswith(HUBS) or _WEB.match(text) is not None
 
 
 def _a_location(value: str) -> str:

@@ -462,14 +462,53 @@ def test_addresses_of_no_file(address: str) -> None:
 @pytest.mark.parametrize(
     "address",
     [
-        "https://huggingface.co/them/two/resolve/refs%2Fpr%2F1/c.gguf",
+        "https://huggingface.co/them/two/resolve/refs%2Fheads%2Fmain/c.gguf",
+        "https://huggingface.co/them/two/resolve/refs/heads/main/c.gguf",
+        "https://huggingface.co/them/two/resolve/new%2fpart/c.gguf",
         "https://modelscope.cn/models/them/two/resolve/refs%2Fpr%2F1/c.gguf",
+        "https://modelscope.cn/models/them/two/resolve/refs/pr/1/c.gguf",
+        "hf:them/two@refs/pr/x/c.gguf",
+        "hf:them/two@refs/pr/1x/c.gguf",
+        "hf:them/two@new%2Fpart/c.gguf",
+        "ms:them/two@refs/pr/1/c.gguf",
+        "ms:them/two@refs%2Fpr%2F1/c.gguf",
     ],
 )
 def test_addresses_whose_revision_has_a_slash(address: str) -> None:
     """A revision with a slash is rejected, as its end would be taken for a folder."""
-    with pytest.raises(ValueError, match=r"has the revision 'refs/pr/1'; .* write its commit"):
+    with pytest.raises(ValueError, match=r"has a revision with a slash; write its commit hash"):
         HubFile.parse(address)
+
+
+@pytest.mark.parametrize("revision", ["refs/pr/12", "refs/convert/gguf"])
+def test_revisions_of_pull_requests(revision: str) -> None:
+    """The Hugging Face hub's revisions of pull requests and conversions are read as it does."""
+    file = HubFile("them/two", "deep/c.gguf", revision)
+    quoted = revision.replace("/", "%2F")
+    for text in (revision, quoted, quoted.lower()):
+        for kind in ("resolve", "blob", "raw"):
+            address = f"https://huggingface.co/them/two/{kind}/{text}/deep/c.gguf"
+            assert HubFile.parse(address) == file
+        assert HubFile.parse(f"hf:them/two@{text}/deep/c.gguf") == file
+    assert HubFile.parse(file.location) == file
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "HF:them/two/c.gguf",
+        "hf:them/two/c.gguf?download=true",
+        "huggingface.co/them/two/resolve/main/c.gguf?download=true",
+        "www.huggingface.co/them/two/blob/main/c.gguf",
+        "HTTPS://HF.co/them/two/raw/main/c.gguf",
+    ],
+)
+def test_addresses_as_people_copy_them(address: str) -> None:
+    """Upper case, an address without https:// and a download's query lead to the same file."""
+    assert HubFile.parse(address) == HubFile("them/two", "c.gguf", "main")
+    text = HUB.replace("hf:them/vae@v1/deep/vae.safetensors", address)
+    vae = Catalog.parse(text).entries["two"].files.vae
+    assert vae == "hf:them/two/c.gguf"
 
 
 def test_what_is_not_here_is_no_model() -> None:

@@ -67,6 +67,18 @@ def test_a_file_comes(server: FakeHub, tmp_path: Path) -> None:
     assert not hub.is_damaged(FILE)
 
 
+def test_a_file_of_a_pull_request_comes(server: FakeHub, tmp_path: Path) -> None:
+    """The revision's slashes are quoted in addresses, and the file is found afterwards."""
+    hub, file = Hub(tmp_path), FILE._replace(revision="refs/pr/7")
+    path = fetched(hub, Heard(), file)
+    assert path.read_bytes() == DATA
+    assert "/resolve/refs%2Fpr%2F7/" in server.asked[0].path
+    assert hub.find(file) == path
+    assert hub.find(FILE) is None
+    assert hub.remove(file) == len(DATA)
+    assert not hub.has_any(file)
+
+
 def test_a_dead_connection_is_given_up(server: FakeHub, tmp_path: Path) -> None:
     """After four attempts without data the download fails, and the partial file is kept."""
     server.cuts = [100_000, 0, 0, 0, 0, 0]
