@@ -28,6 +28,7 @@ from sdstream.core.catalog_yaml import (
 )
 from sdstream.core.locations import HUBS, QUANT, HubFile, is_address
 from sdstream.core.model_spec import NAME, Files, ModelSpec, Variant
+from sdstream.core.runtime_options import WTYPES
 from sdstream.core.similar import did_you_mean, most_similar
 
 
@@ -249,17 +250,21 @@ class Catalog:
                 f"The model '{wanted}' is in the catalogue but not downloaded: "
                 f"'sdstream pull {wanted}' downloads it{size}."
             )
-        if why := _why_never(wanted):
-            return f"The model '{wanted[:128]}' is not in the catalogue: {why}."
-        entry = self._named(wanted.rpartition(":")[0])
+        can_alias = wanted != self.default and re.fullmatch(NAME, wanted)
+        alias = f" 'sdstream serve --alias {wanted}' makes it an alias of the default model."
+        if why := self._why_never(wanted):
+            remedy = alias if can_alias else ""
+            return f"The model '{wanted[:128]}' is not in the catalogue: {why}.{remedy}"
+        model, _, quant = wanted.rpartition(":")
+        entry = self._named(model)
         if entry is not None and entry.quants:
             return (
                 f"The model '{wanted[:128]}' is not in the catalogue: '{entry.id}' has the quants "
-                f"{', '.join(entry.quants)}."
+                f"{', '.join(entry.quants)}.{_conversion(entry, quant)}"
             )
         remedy = did_you_mean(most_similar(wanted, self.models))
-        if not remedy and wanted != self.default and re.fullmatch(NAME, wanted):
-            remedy = f" 'sdstream serve --alias {wanted}' makes it an alias of the default model."
+        if not remedy and can_alias:
+            remedy = alias
         return (
             f"The model '{wanted[:128]}' is not in the catalogue; available: "
             f"{', '.join(self.models)}.{remedy}"
@@ -270,18 +275,34 @@ class Catalog:
         model = name.rpartition(":")[0] or name
         if self._named(model) is not None:
             return self.why_missing(name)
-        if why := _why_never(model):
+        if why := self._why_never(model):
             return f"The model '{name[:128]}' is not in the catalogue: {why}."
-        ids = {
-            _plain_name(known): entry.id
-            for entry in self.entries.values()
-            for known in (*entry.aliases, entry.id)
-        }
+        ids = self._plain_names()
         wanted = _plain_name(model)
         near = [key for key in ids if wanted in key] or get_close_matches(wanted, ids)
         found = ", ".join(dict.fromkeys(ids[key] for key in near))
         what = f"did you mean {found}?" if near else "'sdstream models --all' lists all models."
         return f"The model '{name[:128]}' is not in the catalogue; {what}"
+
+    def _why_never(self, name: str) -> str | None:
+        """Return why no catalogue can have a model that other servers have, and what replaces it.
+
+        Return None for other names.
+        """
+        found = [known for known in _NEVER if re.search(known[0], name.casefold())]
+        if not found:
+            return None
+        _, why, instead = found[0]
+        entry = self._plain_names().get(instead or _IR_ENDING.sub("", _plain_name(name)))
+        return why if entry is None else f"{why}; use '{entry}'"
+
+    def _plain_names(self) -> dict[str, str]:
+        """Return the plain names of all entries: plain name -> id."""
+        return {
+            _plain_name(known): entry.id
+            for entry in self.entries.values()
+            for known in (*entry.aliases, entry.id)
+        }
 
     def _wanted(self, name: str | None) -> str:
         """Return a name as a client sent it, or the default for a name of the default model."""
@@ -296,16 +317,28 @@ class Catalog:
         return next((e for e in self.entries.values() if _is_among(name, e.aliases)), None)
 
 
-#: Pattern of models in the documents of other servers -> why the catalogue has none of them.
-_NEVER: Final = {
-    r"kolors|hunyuandit|cogview": "the runtime does not support its architecture",
-    r"refiner": "the runtime does not support refiners",
-}
+#: Pattern of models in the documents of other servers, why the catalogue has none of them, and the
+#: plain name of the model to use instead; empty for the name without its ending.
+_NEVER: Final = (
+    (r"kolors|hunyuandit|cogview", "the runtime does not support its architecture", ""),
+    (r"refiner", "the runtime does not support refiners", "sdxl-base-1.0"),
+    (r"^openvino/|-ov$", "it is OpenVINO IR, which the runtime does not read", ""),
+)
+#: Ending of the names of repositories with OpenVINO IR.
+_IR_ENDING: Final = re.compile(r"(-(int4|int8|fp16))?-ov$")
 
 
-def _why_never(name: str) -> str | None:
-    """Return why no catalogue can have a model that other servers have; None for other names."""
-    return next((why for form, why in _NEVER.items() if re.search(form, name.casefold())), None)
+def _conversion(entry: ModelSpec, quant: str) -> str:
+    """Return a sentence about making a quant that is not published; empty if this is impossible."""
+    kind = quant.casefold()[:4]  # Q4_K_M is nearly q4_K
+    wtype = next((name for name in WTYPES if name.casefold() == kind and name[0] == "q"), None)
+    source = _quant(entry, "Q8_0")
+    if wtype is None or source is None:
+        return ""
+    return (
+        f" 'sdstream convert {entry.id}:{source} FILE.gguf --type {wtype}' makes a similar file, "
+        "for an entry of models.yaml."
+    )
 
 
 def _plain_name(name: str) -> str:

@@ -150,6 +150,35 @@ def test_models_that_the_runtime_does_not_support(name: str) -> None:
     """The server and ``sdstream pull`` say why the catalogue does not have such a model."""
     for told in (CATALOG.why_missing(name), CATALOG.why_unknown(name)):
         assert told.startswith(f"The model '{name}' is not in the catalogue: the runtime does not")
+        assert ("use 'sdxl-base-1.0'" in told) == ("refiner" in name)
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("OpenVINO/FLUX.1-schnell-int8-ov", "; use 'FLUX.1-schnell'."),
+        ("openvino/stable-diffusion-v1-5-fp16-ov", "; use 'stable-diffusion-v1-5'."),
+        ("OpenVINO/LCM_Dreamshaper_v7-int8-ov", "."),
+        ("FLUX.1-dev-int4-ov", "; use 'FLUX.1-dev'."),
+    ],
+)
+def test_models_of_openvino_model_server(name: str, instead: str) -> None:
+    """Errors say that the runtime does not read OpenVINO IR, and name the same model here."""
+    why = f"The model '{name}' is not in the catalogue: it is OpenVINO IR, which the runtime does "
+    assert CATALOG.why_unknown(name) == f"{why}not read{instead}"
+    assert CATALOG.why_missing(name).startswith(f"{why}not read{instead} 'sdstream serve --alias ")
+
+
+@pytest.mark.parametrize("model", XINFERENCE)
+def test_how_to_make_a_quantisation_that_is_not_published(model: str) -> None:
+    """The error contains the command of the document, if the document has one."""
+    for quant, how in described(model).items():
+        told = CATALOG.why_unknown(f"{model}:{quant}")
+        assert f"'{model}' has the quants " in told
+        commands = re.findall(r"sdstream convert (\S+) FILE.gguf --type (\w+)", told)
+        source, wtype = commands[0] if commands else ("", "no type")
+        assert wtype == how.strip("`")
+        assert not source or CATALOG.variant(source) is not None
 
 
 @pytest.mark.parametrize("entry", llama_box.ENTRIES.values())
