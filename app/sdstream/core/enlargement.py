@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from sdstream.core.size import Size
 
 if TYPE_CHECKING:
-    from sdstream.core.model_spec import ModelSpec
+    from sdstream.core.model_spec import EnlargeRule, ModelSpec
 
 #: Minimum width and height of a finished image in pixels.
 SHORTEST_SIDE: Final = 16
@@ -69,9 +69,14 @@ def plan(spec: ModelSpec, asked: Size) -> Enlargement:
                 f"{name} must be between {SHORTEST_SIDE} and {bounds.max}, not {value}"
             )
     if math.prod(asked) > bounds.max_pixels:
-        raise ValueError(f"{asked} is more than the model's limit of {bounds.max_pixels} pixels")
+        raise ValueError(
+            f"{asked} is more than the model's limit of {bounds.max_pixels} pixels; the nearest "
+            f"size is {_nearest(bounds, asked)}"
+        )
     if max(asked) > _LONGEST_SHAPE * min(asked):
-        raise ValueError(f"{asked} is too far from a square; the nearest size is {_nearest(asked)}")
+        raise ValueError(
+            f"{asked} is too far from a square; the nearest size is {_nearest(bounds, asked)}"
+        )
     known = [size for size in bounds.sizes if _cut(size, asked) <= _MOST_CUT]
     # For a shape that the model was not trained for, take any size that it can generate.
     possible = known or [size for size in _sizes(spec) if _cut(size, asked) <= _LITTLE_CUT]
@@ -94,8 +99,7 @@ def own_size(spec: ModelSpec, source: Size, max_pixels: int) -> Size:
     bounds = spec.size.enlarge
     if bounds is None:
         return spec.size_near(source, max_pixels)
-    scale = min(1.0, bounds.max / max(source), math.sqrt(bounds.max_pixels / math.prod(source)))
-    wanted = Size(*(math.floor(side * scale) for side in source))
+    wanted = _within(bounds, source)
     try:
         plan(spec, wanted)
     except ValueError:
@@ -103,10 +107,16 @@ def own_size(spec: ModelSpec, source: Size, max_pixels: int) -> Size:
     return wanted
 
 
-def _nearest(asked: Size) -> Size:
-    """Return the requested size with its longer side shortened to the maximum ratio."""
+def _within(bounds: EnlargeRule, size: Size) -> Size:
+    """Return a size, or the largest one of the same shape that the bounds allow."""
+    scale = min(1.0, bounds.max / max(size), math.sqrt(bounds.max_pixels / math.prod(size)))
+    return Size(*(math.floor(side * scale) for side in size))
+
+
+def _nearest(bounds: EnlargeRule, asked: Size) -> Size:
+    """Return the requested size after shortening its longer side and then both sides to fit."""
     most = _LONGEST_SHAPE * min(asked)
-    return Size(min(asked.width, most), min(asked.height, most))
+    return _within(bounds, Size(min(asked.width, most), min(asked.height, most)))
 
 
 def _sizes(spec: ModelSpec) -> list[Size]:

@@ -149,7 +149,12 @@ def test_known_sizes_are_generated(size: str) -> None:
     [
         ("2000x100", "width must be between 16 and 1536, not 2000"),
         ("100x8", "height must be between 16 and 1536, not 8"),
-        ("1536x1536", "1536x1536 is more than the model's limit of 1600000 pixels"),
+        (
+            "1536x1536",
+            "1536x1536 is more than the model's limit of 1600000 pixels; the nearest size is "
+            "1264x1264",
+        ),
+        ("1200x1536", "the nearest size is 1118x1431"),
         (
             "600x128",
             "600x128 is too far from a square; the nearest size is 384x128",
@@ -164,7 +169,7 @@ def test_sizes_out_of_bounds(size: str, message: str) -> None:
 
 def test_the_nearest_size_is_accepted() -> None:
     """The size that the message suggests is accepted."""
-    for size in ("384x128", "300x900"):
+    for size in ("384x128", "300x900", "1264x1264", "1118x1431"):
         assert str(ask(size=size).output_size) == size
 
 
