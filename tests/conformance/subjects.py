@@ -156,6 +156,12 @@ SUBJECTS: Final = (
         _as_llama_box(mmdit(24, qk_norm=False), clip(768), clip(1280), t5()),
     ),
     Subject(
+        "Stable Diffusion 3.5 Medium in one file of llama-box",
+        "sd3",
+        _as_llama_box(mmdit(24, 13), clip(768), clip(1280)),
+        "without T5",
+    ),
+    Subject(
         "FLUX.1 Fill",
         "flux",
         _apart(diffusion_model=flux(1, 1, guidance=True, channels=384), vae=vae(16), **_TEXT),

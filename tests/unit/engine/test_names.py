@@ -7,6 +7,8 @@ import platform
 import pytest
 
 from sdstream.engine.native.names import runtime_name, version_number
+from sdstream.weights.llama_box import own_name
+from tests.conformance.subjects import SUBJECTS, Subject
 
 pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="x86-64 alone has the calling convention"
@@ -43,6 +45,24 @@ def test_names(name: str, version: str, wanted: str) -> None:
     assert number is not None
     for _ in range(1000):
         assert runtime_name(name, number) == wanted
+
+
+@pytest.mark.parametrize(
+    "subject", [s for s in SUBJECTS if "llama-box" in s.title], ids=lambda s: s.title
+)
+def test_names_of_llama_box(subject: Subject) -> None:
+    """The patched runtime finds the text encoders under the names that llama-box writes, as the
+    check of weight files expects."""
+    number = version_number({"flux": "Flux", "sd3": "SD3.x"}[subject.family])
+    assert runtime_name is not None
+    assert number is not None
+    names = [name for name in subject.parts()["model"] if name.startswith("cond_stage_model.")]
+    assert len(names) > 400
+    for name in names:
+        usual = own_name(name, [subject.family])
+        assert usual.startswith("text_encoders.")
+        assert runtime_name(name, number) == runtime_name(usual, number)
+    assert runtime_name(names[0], version_number("SD 1.x") or 0).startswith("cond_stage_model.")
 
 
 def test_a_kind_that_is_not_known() -> None:
