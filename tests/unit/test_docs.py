@@ -80,10 +80,10 @@ def test_named_tests_exist() -> None:
 
 
 def test_families_of_the_example_catalogue_parse() -> None:
-    """The example of models.yaml parses as a catalogue."""
+    """The examples of models.yaml parse as catalogues."""
     page = Page(ROOT / "docs/models/catalog.md")
-    (example,) = [text for language, text in page.fences() if language == "yaml"]
-    assert Catalog.parse(example).default == "my-flux"
+    examples = [text for language, text in page.fences() if language == "yaml"]
+    assert [Catalog.parse(text).default for text in examples] == ["my-flux", "my-sd15"]
 
 
 def test_the_readme_is_short() -> None:
