@@ -275,24 +275,29 @@ class ModelSpec(Part):
                 ("defaults", "guidance"),
                 f"the family '{self.family}' has no distilled guidance",
             )
-        if self.runtime.preview == "tae" and self.files.tae is None:
-            yield ("runtime", "preview"), "'tae' needs files.tae"
-        if self.runtime.control_net_on_cpu and self.files.control_net is None:
-            yield ("runtime", "control_net_on_cpu"), "it needs files.control_net"
         schedule, steps = self.defaults.schedule, self.defaults.steps or self.traits.steps
         if schedule and (why := refusal(schedule=schedule, steps=steps, flow=self.traits.flow)):
             yield ("defaults", "schedule"), why.removesuffix(".")
-        for option, why in self.runtime.problems(self.family):
-            yield (
-                ("runtime", option),
-                f"it {why}, not for the family '{self.family}'",
-            )
+        for option, wrong in (*self._missing_files(), *self.runtime.problems(self.family)):
+            yield ("runtime", option), wrong
         if problem := self.size_problem(self.default_size):
             path = ("defaults", "size") if self.defaults.size else ("size",)
             yield path, f"the default size {self.default_size} is not allowed: {problem}"
         for size in self.size.enlarge.sizes if self.size.enlarge else ():
             if problem := self.size_problem(size):
                 yield ("size", "enlarge", "sizes"), f"the size {size} is not allowed: {problem}"
+
+    def _missing_files(self) -> Iterator[tuple[str, str]]:
+        """Yield (runtime option, problem) for options about a file that the model does not have."""
+        if self.runtime.preview == "tae" and self.files.tae is None:
+            yield "preview", "'tae' needs files.tae"
+        if self.runtime.control_net_on_cpu and self.files.control_net is None:
+            yield "control_net_on_cpu", "it needs files.control_net"
+        if self.runtime.sdxl_vae_scale and self.family == "sdxl" and self.files.vae is None:
+            yield (
+                "sdxl_vae_scale",
+                "it needs files.vae: the runtime always scales the VAE of a whole checkpoint",
+            )
 
     def generates(self, size: Size) -> bool:
         """Return whether the model generates a size without resizing."""

@@ -24,6 +24,14 @@ WTYPES: Final = (
 _CHROMA: Final = ("chroma", "chroma_radiance")
 
 
+def masks_attention(family: str, chroma_dit_mask: bool | None) -> bool:
+    """Return whether the diffusion model masks its attention.
+
+    The runtime's flash attention reads such a mask wrongly, and beyond its end.
+    """
+    return family in _CHROMA and chroma_dit_mask is not False
+
+
 class RuntimeOptions(Part):
     """How the native library runs the model.
 
@@ -31,7 +39,7 @@ class RuntimeOptions(Part):
         threads: Number of CPU threads; 0 means one for each core that this process may use.
         flash_attn: Use flash attention. It is faster on GPUs and with the CPU kernels, and 1.8-2x
             slower with the runtime's own kernels on the CPU. None turns it on for the diffusion
-            model if the kernels "auto" are in use.
+            model if the kernels "auto" are in use, except for Chroma with ``chroma_dit_mask``.
         conv_direct: Use direct convolutions, which need less memory. With the CPU kernels they are
             always on.
         offload: Keep the weights in main memory and move them to the GPU as needed.
@@ -48,12 +56,13 @@ class RuntimeOptions(Part):
         kernels: CPU kernels. "auto" is the fastest (products in bf16 and 8 bits if the CPU has fast
             instructions for them), "exact" computes in f32, and "off" uses only the runtime's own.
             None means the server's setting.
-        diffusion_flash_attn: Use flash attention in the diffusion model; None means the value of
-            ``flash_attn``.
+        diffusion_flash_attn: Use flash attention in the diffusion model only; None means the value
+            of ``flash_attn``, which includes the diffusion model.
         clip_on_cpu, vae_on_cpu, control_net_on_cpu: Compute this part on the CPU even if there is
             a GPU.
         max_vram: Gigabytes (2^30 bytes) of GPU memory for one computation; the runtime splits a
-            larger one into parts. 0 means no limit.
+            larger one into parts. 0 means no limit. It requires ``offload``, and has no effect on
+            the CPU.
         lora_mode: "immediately" merges LoRAs into the weights, which makes each step faster.
             "at_runtime" applies them beside the weights, which quantised weights require. "auto"
             chooses by the type of the weights.
@@ -61,10 +70,11 @@ class RuntimeOptions(Part):
             None detects it from the weights.
         rng: Generator of the initial noise: CUDA's, as in AUTOMATIC1111 on a GPU, or the CPU's, as
             in diffusers and ComfyUI.
-        sdxl_vae_scale: Scale the convolutions of SDXL's VAE, whose original weights overflow in
-            f16.
+        sdxl_vae_scale: Scale the convolutions of the VAE in ``files.vae``, since SDXL's original
+            weights overflow in f16. The runtime always scales the VAE of a whole checkpoint.
         chroma_dit_mask, chroma_t5_mask: Mask the padding in Chroma's diffusion model and in its
-            text encoder; None means the value that Chroma was trained with.
+            text encoder; None means the value that Chroma was trained with. The mask of the
+            diffusion model excludes flash attention.
         chroma_t5_mask_pad: Number of padding tokens that are not masked.
     """
 
@@ -93,17 +103,41 @@ class RuntimeOptions(Part):
     chroma_t5_mask_pad: int | None = Field(None, ge=0, le=512)
 
     def problems(self, family: str) -> Iterator[tuple[str, str]]:
-        """Yield (option, why) for each option that a family ignores."""
+        """Yield (option, problem) for options that a family ignores or that exclude each other."""
+        for option, use in self._of_other_families(family):
+            yield option, f"it is for {use}, not for the family '{family}'"
+        if self.max_vram and not self.offload:
+            yield (
+                "max_vram",
+                "it has no effect without 'offload: true': the runtime splits a computation only "
+                "if it keeps the weights in main memory",
+            )
+        if self.flash_attn and self.diffusion_flash_attn is False:
+            yield (
+                "diffusion_flash_attn",
+                "false has no effect with 'flash_attn: true', which includes the diffusion model; "
+                "omit flash_attn",
+            )
+        for option in ("flash_attn", "diffusion_flash_attn"):
+            if getattr(self, option) and masks_attention(family, self.chroma_dit_mask):
+                yield (
+                    option,
+                    "the images of Chroma are wrong with flash attention and its mask; omit this "
+                    "option, or set 'chroma_dit_mask: false'",
+                )
+
+    def _of_other_families(self, family: str) -> Iterator[tuple[str, str]]:
+        """Yield (option, what it is for) for each option that a family ignores."""
         unet = FAMILIES[family].unet
         if self.prediction is not None and not unet:
-            yield "prediction", "is for models with a U-Net"
+            yield "prediction", "models with a U-Net"
         if self.sdxl_vae_scale and family != "sdxl":
-            yield "sdxl_vae_scale", "is for SDXL"
+            yield "sdxl_vae_scale", "SDXL"
         if self.zero_cond_t and family != "qwen_image_edit":
-            yield "zero_cond_t", "is for Qwen-Image-Edit"
+            yield "zero_cond_t", "Qwen-Image-Edit"
         for name in ("chroma_dit_mask", "chroma_t5_mask", "chroma_t5_mask_pad"):
             if getattr(self, name) is not None and family not in _CHROMA:
-                yield name, "is for Chroma"
+                yield name, "Chroma"
 
 
 class RuntimeOptionError(ValueError):

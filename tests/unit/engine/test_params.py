@@ -21,11 +21,11 @@ from sdstream.engine.native.params import LoadedModel, context_params, generatio
 from tests.support.upscalers import write_upscaler
 
 
-def native(*, kernels: bool = False, **options: Any) -> Any:
+def native(*, family: str = "flux", kernels: bool = False, **options: Any) -> Any:
     """Return the native parameters of a model with these runtime options."""
     runtime = RuntimeOptions(**options).model_dump()
     runtime["kernels"] = runtime["kernels"] or "auto"
-    return context_params({"model": Path("m")}, runtime, 1, {}, kernels=kernels)
+    return context_params({"model": Path("m")}, family, runtime, 1, {}, kernels=kernels)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,16 @@ def test_flash_attention_of_the_diffusion_model_alone() -> None:
     """The option overrides flash_attn for this part, and the default of the kernels."""
     assert native(kernels=True).diffusion_flash_attn
     assert not native(kernels=True, diffusion_flash_attn=False).diffusion_flash_attn
-    both = native(flash_attn=True, diffusion_flash_attn=False)
-    assert (both.flash_attn, both.diffusion_flash_attn) == (True, False)
+    alone = native(diffusion_flash_attn=True)
+    assert (alone.flash_attn, alone.diffusion_flash_attn) == (False, True)
+
+
+@pytest.mark.parametrize("family", ["chroma", "chroma_radiance"])
+def test_no_flash_attention_with_the_mask_of_chroma(family: str) -> None:
+    """The kernels do not turn on flash attention, which requires the mask to be off."""
+    assert not native(family=family, kernels=True).diffusion_flash_attn
+    assert not native(family=family, kernels=True, chroma_dit_mask=True).diffusion_flash_attn
+    assert native(family=family, kernels=True, chroma_dit_mask=False).diffusion_flash_attn
 
 
 @pytest.mark.parametrize(
@@ -70,12 +78,42 @@ def test_flash_attention_of_the_diffusion_model_alone() -> None:
         ("flux", {"prediction": "v"}, "runtime.prediction: it is for models with a U-Net"),
         ("sd1", {"sdxl_vae_scale": True}, "runtime.sdxl_vae_scale: it is for SDXL"),
         ("flux", {"chroma_dit_mask": True}, "runtime.chroma_dit_mask: it is for Chroma"),
+        ("sdxl", {"sdxl_vae_scale": True}, "runtime.sdxl_vae_scale: it needs files.vae: "),
+        ("flux", {"max_vram": 6}, "runtime.max_vram: it has no effect without 'offload: true'"),
+        ("chroma", {"flash_attn": True}, "runtime.flash_attn: .* set 'chroma_dit_mask: false'"),
+        (
+            "chroma_radiance",
+            {"diffusion_flash_attn": True, "chroma_dit_mask": True},
+            "runtime.diffusion_flash_attn: the images of Chroma are wrong",
+        ),
+        (
+            "flux",
+            {"flash_attn": True, "diffusion_flash_attn": False},
+            "runtime.diffusion_flash_attn: false has no effect with 'flash_attn: true'",
+        ),
     ],
 )
-def test_options_of_other_families(family: str, options: dict[str, Any], message: str) -> None:
+def test_options_without_effect(family: str, options: dict[str, Any], message: str) -> None:
     """The entry is rejected, as the option would have no effect."""
     with pytest.raises(ValidationError, match=message):
         ModelSpec(id="m", family=family, files=Files(model="m"), runtime=RuntimeOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("family", "files", "options"),
+    [
+        ("flux", {}, {"max_vram": 6, "offload": True}),
+        ("sdxl", {"vae": "v"}, {"sdxl_vae_scale": True}),
+        ("chroma", {}, {"flash_attn": True, "chroma_dit_mask": False}),
+        ("chroma", {}, {"flash_attn": False, "diffusion_flash_attn": False}),
+        ("flux", {}, {"flash_attn": True, "diffusion_flash_attn": True}),
+    ],
+)
+def test_options_with_effect(family: str, files: dict[str, str], options: dict[str, Any]) -> None:
+    """The entry is accepted if the options that another one requires are set."""
+    runtime = RuntimeOptions(**options)
+    spec = ModelSpec(id="m", family=family, files=Files(model="m", **files), runtime=runtime)
+    assert spec.runtime == runtime
 
 
 # --- options of a request -------------------------------------------------------------------------

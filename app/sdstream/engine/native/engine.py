@@ -140,7 +140,7 @@ class NativeEngine:
         embeddings = _embeddings(command)
         in_use = kernels.install(command.runtime["kernels"], self._abort.address)
         params = context_params(
-            files, command.runtime, self._threads, embeddings, kernels=bool(in_use)
+            files, command.family, command.runtime, self._threads, embeddings, kernels=bool(in_use)
         )
         free_before = free_gpu_bytes(lib)
         context, version = self._context(params, emit)

@@ -15,6 +15,7 @@ from sdstream.core.lora import LoraChoice
 from sdstream.core.options import Options
 from sdstream.core.pixels import Inputs
 from sdstream.core.request import GenerationRequest
+from sdstream.core.runtime_options import masks_attention
 from sdstream.core.samplers import CACHE_KNOBS, DEFAULT_SCHEDULE, HIRES_UPSCALERS
 from sdstream.core.size import Size
 from sdstream.engine.native.bindings import control_image, lib, native_image
@@ -97,6 +98,7 @@ class LoadedModel:
 
 def context_params(
     files: dict[str, Path],
+    family: str,
     runtime: dict[str, Any],
     threads: int,
     embeddings: dict[str, Path],
@@ -107,12 +109,14 @@ def context_params(
 
     Args:
         files: Component -> its file.
+        family: Family of the model.
         runtime: The fields of RuntimeOptions.
         threads: Number of CPU threads.
         embeddings: Word -> file of the embedding.
         kernels: The project's CPU kernels are in use. They compute convolutions directly, so the
             runtime need not copy the pixels into a matrix first. They are faster with fused
-            attention, but it rounds keys and values to f16; the mode "exact" does not use it.
+            attention, but it rounds keys and values to f16; the mode "exact" does not use it, nor
+            does a model whose attention is masked.
     """
     params = sd.sd_ctx_params_t()
     lib.sd_ctx_params_init(ctypes.byref(params))
@@ -128,9 +132,10 @@ def context_params(
     chosen = runtime["diffusion_flash_attn"]
     if chosen is None:
         chosen = runtime["flash_attn"]
-    params.diffusion_flash_attn = (
-        kernels and runtime["kernels"] == "auto" if chosen is None else chosen
-    )
+    if chosen is None:
+        masked = masks_attention(family, runtime["chroma_dit_mask"])
+        chosen = kernels and runtime["kernels"] == "auto" and not masked
+    params.diffusion_flash_attn = chosen
     params.diffusion_conv_direct = params.vae_conv_direct = runtime["conv_direct"] or kernels
     params.offload_params_to_cpu = runtime["offload"]
     params.qwen_image_zero_cond_t = runtime["zero_cond_t"]
