@@ -8,15 +8,23 @@ models whose hub files are downloaded.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self
 
 from pydantic import Field, ValidationError
 
+from sdstream.core.catalog_names import (
+    entries_of,
+    is_among,
+    name_problems,
+    names_of,
+    unknown_default,
+)
 from sdstream.core.catalog_yaml import (
+    TOP,
     CatalogError,
     Lines,
     Part,
@@ -27,14 +35,34 @@ from sdstream.core.catalog_yaml import (
     problems_of,
 )
 from sdstream.core.locations import HUBS, QUANT, HubFile, is_address
-from sdstream.core.model_spec import NAME, Files, ModelSpec, Variant
-from sdstream.core.runtime_options import WTYPES
+from sdstream.core.model_spec import (
+    NAME,
+    Defaults,
+    EnlargeRule,
+    Files,
+    ModelSpec,
+    SizeRule,
+    Variant,
+)
+from sdstream.core.runtime_options import WTYPES, RuntimeOptions
 from sdstream.core.similar import did_you_mean, most_similar
 
 
 class _File(Part):
     default: str | None = None
     models: tuple[ModelSpec, ...] = Field(min_length=1)
+
+
+_PARTS: Final[Mapping[str, type[Part]]] = {
+    TOP: _File,
+    "": ModelSpec,
+    "files": Files,
+    "defaults": Defaults,
+    "size": SizeRule,
+    "size.enlarge": EnlargeRule,
+    "runtime": RuntimeOptions,
+}
+_KEYS: Final = {place: tuple(part.model_fields) for place, part in _PARTS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +121,16 @@ class Catalog:
         try:
             file = _File.model_validate(data)
         except ValidationError as error:
-            keys = {name for part in Part.__subclasses__() for name in part.model_fields}
-            problems += problems_of(error, lines, data, sorted(keys))
+            problems += problems_of(error, lines, data, _KEYS)
             file = None
         # If an entry is not valid, the others are checked nevertheless.
         specs = dict(enumerate(file.models)) if file else _valid_entries(data)
-        names = _names(data)
-        problems += _name_problems(names, lines)
+        names = names_of(data)
+        problems += name_problems(names, lines)
         for index, spec in specs.items():
             problems += _quant_problems(spec, index, lines)
         problems += _missing_files(data, specs, lines, missing)
-        problems += _unknown_default(data, names, lines)
+        problems += unknown_default(data, names, lines)
         if file is None or problems:
             raise CatalogError(*problems)
         entries = {spec.id: spec for spec in file.models}
@@ -314,7 +341,7 @@ class Catalog:
         return _entry_of(name, self.entries) or self._aliased(name)
 
     def _aliased(self, name: str) -> ModelSpec | None:
-        return next((e for e in self.entries.values() if _is_among(name, e.aliases)), None)
+        return next((e for e in self.entries.values() if is_among(name, e.aliases)), None)
 
 
 #: Pattern of models in the documents of other servers, why the catalogue has none of them, and the
@@ -351,70 +378,20 @@ def _quant(entry: ModelSpec, name: str) -> str | None:
     return next((q for q in entry.quants or () if q.casefold() == name.casefold()), None)
 
 
-def _is_among(name: str, names: Iterable[str]) -> bool:
-    return name.casefold() in map(str.casefold, names)
-
-
-def _entries(data: Any) -> list[Any]:
-    """Return the entries of a file that is not valid; they may be anything."""
-    entries = data.get("models") if isinstance(data, dict) else None
-    return entries if isinstance(entries, list) else []
-
-
 def _valid_entries(data: Any) -> dict[int, ModelSpec]:
     """Return the valid entries of a file that is not valid, by their index."""
     specs = {}
-    for index, entry in enumerate(_entries(data)):
+    for index, entry in enumerate(entries_of(data)):
         with suppress(ValidationError):
             specs[index] = ModelSpec.model_validate(entry)
     return specs
-
-
-class _Names(NamedTuple):
-    """The names in an entry, which may be invalid otherwise."""
-
-    id: str
-    aliases: tuple[str, ...]
-    quants: tuple[str, ...]
-
-    def include(self, name: str) -> bool:
-        """Return whether a name is the id, an alias, or one of them with a quant."""
-        own = (self.id, *self.aliases)
-        model, _, quant = name.rpartition(":")
-        return _is_among(name, own) or (_is_among(model, own) and _is_among(quant, self.quants))
-
-
-def _names(data: Any) -> dict[int, _Names]:
-    """Return the names in each entry that has an id, by its index."""
-    return {
-        index: _Names(entry["id"], _strings(entry.get("aliases")), _strings(entry.get("quants")))
-        for index, entry in enumerate(_entries(data))
-        if isinstance(entry, dict) and isinstance(entry.get("id"), str)
-    }
-
-
-def _strings(values: Any) -> tuple[str, ...]:
-    given = values if isinstance(values, list | dict) else ()
-    return tuple(value for value in given if isinstance(value, str))
-
-
-def _unknown_default(data: Any, entries: Mapping[int, _Names], lines: Lines) -> Iterator[Problem]:
-    """Yield a problem if no entry has the name of the file's default."""
-    default = data.get("default") if isinstance(data, dict) else None
-    if not isinstance(default, str) or not default or not entries:
-        return
-    if not any(names.include(default) for names in entries.values()):
-        meant = most_similar(default, [names.id for names in entries.values()])
-        hint = f"; did you mean '{meant}'?" if meant else ""
-        line = line_near(lines, ("default",))
-        yield Problem(line, f"no model has the id '{default}'{hint}")
 
 
 def _missing_files(
     data: Any, specs: Mapping[int, ModelSpec], lines: Lines, missing: Callable[[str], str | None]
 ) -> Iterator[Problem]:
     """Yield a problem for each file that cannot be used, also of entries that are not valid."""
-    for index, entry in enumerate(_entries(data)):
+    for index, entry in enumerate(entries_of(data)):
         files = dict(specs[index].files.items()) if index in specs else _paths_of(entry)
         for component, location in files.items():
             if why := missing(location):
@@ -431,28 +408,6 @@ def _paths_of(entry: Any) -> dict[str, str]:
         if component in Files.model_fields and isinstance(place, str)
         if not is_address(place) and QUANT not in place
     }
-
-
-def _name_problems(entries: Mapping[int, _Names], lines: Lines) -> Iterator[Problem]:
-    """Yield a problem for each name that stands for several models."""
-    known = {names.id.casefold(): names for names in entries.values()}
-    seen: set[str] = set()
-    taken: dict[str, str] = {}
-    for index, names in entries.items():
-        line = line_near(lines, ("models", index, "id"))
-        if names.id.casefold() in seen:
-            yield Problem(line, f"duplicate id '{names.id}'")
-        seen.add(names.id.casefold())
-        model, _, quant = names.id.rpartition(":")
-        entry = known.get(model.casefold())
-        if entry is not None and _is_among(quant, entry.quants):
-            yield Problem(line, f"the id '{names.id}' is also a quant of '{entry.id}'")
-        line = line_near(lines, ("models", index, "aliases"))
-        for alias in names.aliases:
-            if alias.casefold() in known:
-                yield Problem(line, f"the alias '{alias}' is the id of a model")
-            if taken.setdefault(alias.casefold(), names.id) != names.id:
-                yield Problem(line, f"the alias '{alias}' belongs to two models")
 
 
 def _entry_of(name: str, entries: Mapping[str, ModelSpec]) -> ModelSpec | None:

@@ -182,7 +182,7 @@ class ModelSpec(Part):
     aliases: tuple[Name, ...] = ()
     description: str = ""
     family: Annotated[str, one_of(FAMILIES, "family")]
-    page: str | None = Field(None, pattern=r"^https?://\S+$")
+    page: Annotated[str, written_as(r"https?://\S+", "an http or https address")] | None = None
     license: str | None = None
     gated: bool = False
     quants: dict[_QuantName, _Gigabytes | None] | None = Field(None, min_length=1)

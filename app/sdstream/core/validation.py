@@ -147,7 +147,7 @@ def one_of(names: Mapping[str, object] | tuple[str, ...], what: str) -> AfterVal
         if value not in names:
             meant = most_similar(value, names)
             raise ValueError(
-                f"unknown {what} '{value}'; available: {', '.join(names)}"
+                f"unknown {what} {shown(value)}; available: {', '.join(names)}"
                 + (f"; did you mean '{meant}'?" if meant else "")
             )
         return value

@@ -152,7 +152,7 @@ def test_an_unknown_name_can_become_one() -> None:
         (HEAD + "   files: {model: m}\n   defaults: {guidance: 3}", 5, "no distilled guidance"),
         (HEAD + "   files: {model: m}\n   license: 3", 5, "must be a string, not 3"),
         (HEAD + "   files: {model: m}\n   description: !ENV x", 5, "tag '!ENV'"),
-        (HEAD + "   files: {model: m}\n   replicas: !!int x", 1, "invalid literal"),
+        (HEAD + "   files: {model: m}\n   replicas: !!int x", 5, "'x' cannot be read as !!int"),
         ("models:\n - id: default\n   family: sd1\n   files: {model: m}", 2, "reserved"),
         ("? [a]", 1, "unhashable key"),
         ("[" * 3000, 1, "nested too deep"),
@@ -587,7 +587,7 @@ TWO = "models:\n - id: a\n   family: sd1\n"
         (TWO + "   files: {model: 'hf:a/b/{quant}'}\n   quants: {Q8: 1, q8: 1}", 5, "case"),
         (TWO + "   files: {model: hf:a/b/c}\n   quants:\n     Q8: much", 6, "number"),
         (TWO + "   files: {model: hf:a/b/c}\n   quants:\n     'a:b': 1", 6, "at most 32 letters"),
-        (TWO + "   files: {model: m}\n   page: here", 5, "pattern"),
+        (TWO + "   files: {model: m}\n   page: here", 5, "must be an http or https address, not"),
         (
             TWO + "   files: {model: hf:a/b/c}\n   quants: {Q8: 1}\n"
             " - id: a:q8\n   family: sd1\n   files: {model: m}", 6, "also a quant of 'a'",
