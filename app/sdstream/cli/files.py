@@ -16,6 +16,7 @@ from rich.text import Text
 
 from sdstream.cli.console import EXIT_FAILED, is_terminal, plain_errors
 from sdstream.cli.flags import ForeignFlags, read_settings
+from sdstream.core.errors import ConfigurationError
 from sdstream.core.locations import BUILTIN, is_address
 from sdstream.core.runtime_options import WTYPES
 from sdstream.weights.convert import ConversionError, Order, convert
@@ -30,23 +31,26 @@ _WIDE: Final = 1000
 
 
 @click.command("inspect")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path())
 @click.option(
     "--json", "as_json", is_flag=True, help="Print JSON for programs; sizes are in bytes."
 )
-def inspect_command(file: Path, *, as_json: bool) -> None:
+def inspect_command(file: str, *, as_json: bool) -> None:
     """Report what a model file contains.
 
-    The report contains the kind of FILE, its components and the other files that it needs. The
-    command reads only the header of a GGUF or safetensors file. If FILE cannot be used, the error
-    contains the reason and the exit code is 1.
+    FILE is a GGUF or safetensors file, a downloaded file of a hub (hf:OWNER/REPO/PATH), or
+    MODEL:QUANT for the diffusion model of a downloaded model of the catalogue. The report contains
+    the kind of FILE, its components and the other files that it needs. The command reads only the
+    header of FILE. If FILE cannot be used, the error contains the reason and the exit code is 1.
     """
+    path = Path(file)
     try:
-        report = inspect(file)
-    except BadFile as error:
-        sentence = f"{file.name} {error}."
+        path = _weights_of(file)
+        report = inspect(path)
+    except (BadFile, ConfigurationError, OSError) as error:
+        sentence = f"{path.name} {error}." if isinstance(error, BadFile) else str(error)
         if as_json:
-            click.echo(json.dumps({"file": file.name, "error": sentence}))
+            click.echo(json.dumps({"file": path.name, "error": sentence}))
         else:
             click.echo(f"Error: {sentence}", err=True)
         sys.exit(EXIT_FAILED)
@@ -105,9 +109,10 @@ def _thousands(count: int) -> str:
 
 
 def _weights_of(source: str) -> Path:
-    """Return the file to convert: a path, or the file of a downloaded model.
+    """Return the file that a command names: by its path, or as the file of a downloaded model.
 
     Raises:
+        CatalogError: The catalogue is invalid.
         ModelError: The model is not downloaded.
     """
     path = Path(source)
