@@ -464,8 +464,8 @@ def test_an_unknown_upscaler_of_the_model_is_told(tmp_path: Path) -> None:
     result = sdstream("generate", "a", folder=tmp_path, models=models)
     assert result.returncode == 78
     assert said(result).endswith(
-        "Its size.enlarge names the upscaler 'drawings-x4', which is neither built in nor in the "
-        "folder of --upscaler-dir. Did you mean 'drawings-4x'?"
+        "line 1: models.a.size.enlarge.upscaler: the upscaler 'drawings-x4' is neither built in "
+        "nor in the folder of --upscaler-dir; did you mean 'drawings-4x'?"
     )
 
 

@@ -107,12 +107,18 @@ class Catalog:
     default_aliases: frozenset[str] = frozenset()
 
     @classmethod
-    def parse(cls, text: str, missing: Callable[[str], str | None] = lambda _: None) -> Self:
+    def parse(
+        cls,
+        text: str,
+        missing: Callable[[str], str | None] = lambda _: None,
+        no_upscaler: Callable[[str], str | None] = lambda _: None,
+    ) -> Self:
         """Read models.yaml.
 
         Args:
             text: Content of the file.
             missing: Function that returns why the file at a location cannot be used, or None.
+            no_upscaler: Function that returns why no upscaler has a name, or None.
 
         Raises:
             CatalogError: The text is not valid. The error has all problems with their lines.
@@ -129,6 +135,10 @@ class Catalog:
         problems += name_problems(names, lines)
         for index, spec in specs.items():
             problems += _quant_problems(spec, index, lines)
+            rule = spec.size.enlarge
+            if rule is not None and (why := no_upscaler(rule.upscaler)):
+                path = ("models", index, "size", "enlarge", "upscaler")
+                problems.append(Problem(line_near(lines, path), f"{key_name(path, data)}: {why}"))
         problems += _missing_files(data, specs, lines, missing)
         problems += unknown_default(data, names, lines)
         if file is None or problems:

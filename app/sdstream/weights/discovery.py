@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ from sdstream.core.errors import ConfigurationError, EngineError
 from sdstream.core.locations import BUILTIN, HUBS, HubFile, is_address
 from sdstream.core.model_spec import Files, ModelSpec
 from sdstream.core.runtime_options import RuntimeOptionError, RuntimeOptions
-from sdstream.core.similar import did_you_mean, most_similar
+from sdstream.core.similar import most_similar
 from sdstream.settings import Settings, variable
 from sdstream.weights.embedded import MODELS as BUILTIN_MODELS
 from sdstream.weights.embedded import UPSCALERS, materialise
@@ -39,16 +40,14 @@ def load_catalog(settings: Settings) -> Catalog:
     """Return the catalogue of usable models, which includes the default model.
 
     Raises:
-        CatalogError: models.yaml is invalid, or a file that it names by path cannot be read.
-        ModelError: The default model is not downloaded, the runtime cannot load it, or its upscaler
-            does not exist.
+        CatalogError: models.yaml is invalid, or a file or an upscaler that it names does not exist.
+        ModelError: The default model is not downloaded, or the runtime cannot load it.
     """
-    catalog = read_catalog(settings)
+    catalog = read_catalog(settings, lambda name: _no_upscaler(settings, name))
     default = catalog.find(None)
     if default is None:
         raise ModelError(catalog.why_missing(None))
     _check_files(settings, default)
-    _check_upscaler(settings, default)
     return catalog
 
 
@@ -84,30 +83,32 @@ def _on_disk(settings: Settings, location: str) -> Path:
         raise ModelError(f"The model {location} cannot be unpacked: {error}.") from None
 
 
-def _check_upscaler(settings: Settings, spec: ModelSpec) -> None:
-    """Raise ModelError if no upscaler has the name in the model's ``size.enlarge``."""
-    rule = spec.size.enlarge
-    if rule is None:
-        return
+def _no_upscaler(settings: Settings, name: str) -> str | None:
+    """Return why no upscaler has a name; None if one has it."""
     names = [*UPSCALERS, *weight_files(settings.upscaler_dir)]
-    if rule.upscaler not in names:
-        near = did_you_mean(most_similar(rule.upscaler, names))
-        raise ModelError(
-            f"The default model '{spec.id}' cannot be used. Its size.enlarge names the upscaler "
-            f"'{rule.upscaler}', which is neither built in nor in the folder of --upscaler-dir."
-            f"{near}"
-        )
+    if name in names:
+        return None
+    near = most_similar(name, names)
+    return f"the upscaler '{name}' is neither built in nor in the folder of --upscaler-dir" + (
+        f"; did you mean '{near}'?" if near else ""
+    )
 
 
-def read_catalog(settings: Settings) -> Catalog:
+def read_catalog(
+    settings: Settings, no_upscaler: Callable[[str], str | None] = lambda _: None
+) -> Catalog:
     """Return the catalogue of downloaded models, which may lack the default model.
+
+    Args:
+        settings: The settings; commands other than "serve" do not have those of upscalers.
+        no_upscaler: As for ``Catalog.parse``.
 
     Raises:
         CatalogError: As in ``load_catalog``.
         ModelError: The settings name an unusable model, or contain an invalid option or alias.
     """
     try:
-        catalog = _on_machine(settings, _parsed(settings))
+        catalog = _on_machine(settings, _parsed(settings, no_upscaler))
     except CatalogError as error:
         raise error.of_file(str(settings.models)) from None
     if settings.model is not None:
@@ -122,7 +123,7 @@ def read_catalog(settings: Settings) -> Catalog:
         raise ModelError(f"--alias: {error.message}.") from None
 
 
-def _parsed(settings: Settings) -> Catalog:
+def _parsed(settings: Settings, no_upscaler: Callable[[str], str | None]) -> Catalog:
     try:
         text = settings.models.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -130,7 +131,7 @@ def _parsed(settings: Settings) -> Catalog:
         raise CatalogError(Problem(line, "the file is not UTF-8; save it as UTF-8")) from None
     except OSError as error:
         raise CatalogError(Problem(1, f"the file cannot be read: {error}")) from None
-    return Catalog.parse(text, lambda location: _missing(settings, location))
+    return Catalog.parse(text, lambda location: _missing(settings, location), no_upscaler)
 
 
 def refresh_catalog(settings: Settings, catalog: Catalog) -> Catalog:

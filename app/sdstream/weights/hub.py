@@ -106,7 +106,8 @@ class Hub:
     """
 
     def __init__(self, folder: Path | None, sleep: Callable[[float], None] = time.sleep) -> None:
-        self.folder = folder.expanduser() if folder else Path(constants.HF_HUB_CACHE)
+        # Path.expanduser raises an error for a user who does not exist.
+        self.folder = Path(os.path.expanduser(folder or constants.HF_HUB_CACHE))  # noqa: PTH111
         self._sleep = sleep
 
     @property

@@ -138,6 +138,8 @@ def test_half_a_character_in_a_runtime_option() -> None:
     """The error of a request to load a model can be sent."""
     with pytest.raises(RuntimeOptionError, match=r"unknown wtype '\\ud800'"):
         entry(ENTRY).with_runtime({"wtype": "\ud800"})
+    with pytest.raises(RuntimeOptionError, match=r"without unpaired surrogates, not '\\ud800'"):
+        entry(ENTRY).with_runtime({"rng": "\ud800"})
 
 
 def test_keys_are_text() -> None:

@@ -75,7 +75,7 @@ def refuse_locked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "stat", stat)
 
 
-def usable(folder: Path, **settings: str) -> Settings:
+def usable(folder: Path, **settings: str | Path) -> Settings:
     """Return settings with the built-in model."""
     whole = settings_of(folder, {"model": "builtin:drawings"}, "ovis_image")
     return whole.model_copy(update=settings)
@@ -186,3 +186,23 @@ def test_the_installed_runtime_has_the_patches(monkeypatch: pytest.MonkeyPatch) 
     runtime_renames.cache_clear()
     assert runtime_renames()
     runtime_renames.cache_clear()
+
+
+def test_an_upscaler_that_does_not_exist(tmp_path: Path) -> None:
+    """A wrong upscaler ends the start, for every entry; other commands do not know the folder."""
+    settings = usable(tmp_path)
+    rule = "{enlarge: {sizes: [64x64],\n upscaler: mine}}"
+    other = f"id: b, family: ovis_image, files: {{model: builtin:drawings}}, size: {rule}"
+    whole = settings.models.read_text()
+    settings.models.write_text(f"{whole[:-1]}, {{{other}}}]")
+    words = r"line 2: models\.b\.size\.enlarge\.upscaler: the upscaler 'mine' is neither built in"
+    with pytest.raises(CatalogError, match=words):
+        load_catalog(settings)
+    assert [*read_catalog(settings).models] == ["a", "b"]
+    (tmp_path / "mine.safetensors").touch()
+    assert load_catalog(settings.model_copy(update={"upscaler_dir": tmp_path})).default == "a"
+
+
+def test_a_folder_of_a_user_who_does_not_exist(tmp_path: Path) -> None:
+    """A wrong ~USER in --model-dir is an empty folder of models, as in other settings."""
+    assert read_catalog(usable(tmp_path, model_dir=Path("~nosuchuser/hub"))).default == "a"
