@@ -72,6 +72,7 @@ def _files(folder: Path | str | None, endings: tuple[str, ...]) -> dict[str, Pat
         for name in names:
             path = here / name
             hidden = name.startswith(".")
-            if not hidden and path.suffix.lower() in endings and path.is_file():
+            # Path.is_file raises an error in a folder whose files may be listed but not opened.
+            if not hidden and path.suffix.lower() in endings and os.path.isfile(path):  # noqa: PTH113
                 found[path.relative_to(folder).as_posix()] = path
     return dict(sorted(found.items()))

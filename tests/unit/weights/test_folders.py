@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,22 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
     )  # fmt: skip
     assert {*weight_files(tmp_path)} == {"a", "B", "sub/c"}
     assert {*candidate_files(tmp_path)} == {"a.safetensors", "B.SAFETENSORS", "sub/c.GGUF", "e.PT"}
+
+
+def test_a_folder_whose_files_cannot_be_opened(tmp_path: Path) -> None:
+    """Its files are not listed, and those of other folders are; root switches to another user."""
+    files_of(tmp_path, "files/a.gguf", "files/locked/b.gguf")
+    tmp_path.chmod(0o755)
+    (tmp_path / "files" / "locked").chmod(0o444)
+    program = (
+        "import os, pathlib; from sdstream.weights.folders import weight_files\n"
+        "if os.geteuid() == 0: os.seteuid(65534)\n"
+        "print(*weight_files(pathlib.Path('files')))"
+    )
+    command = [sys.executable, "-c", program]
+    tried = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    (tmp_path / "files" / "locked").chmod(0o700)
+    assert (tried.stdout, tried.stderr) == ("a\n", "")
 
 
 @pytest.mark.parametrize(
