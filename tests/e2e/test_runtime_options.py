@@ -26,6 +26,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "moved": {"runtime": {"offload": True}},
     "smaller": {"runtime": {"wtype": "q4_0"}},
     "eight-bits": {"runtime": {"wtype": "q8_0"}},
+    "unfused": {"runtime": {"diffusion_flash_attn": False}},
 }
 
 
@@ -80,6 +81,12 @@ def test_the_launch_options_of_xinference(server: ServerProcess) -> None:
     differences = [abs(drawn(server, model) - plain).mean() for model in ("eight-bits", "smaller")]
     assert differences[0] < differences[1] < 40
     assert differences[1] > 0
+
+
+def test_flash_attention_can_be_turned_off(server: ServerProcess) -> None:
+    """The CPU kernels use flash attention by default, which rounds keys and values."""
+    difference = abs(drawn(server, "unfused") - drawn(server, "plain")).mean()
+    assert 0 < difference < 3
 
 
 def test_a_device_of_its_own(server: ServerProcess) -> None:

@@ -402,7 +402,9 @@ def _compression(ask: ParsedRequest) -> int:
 
 def _warnings(ask: ParsedRequest, spec: ModelSpec, cfg_scale: float) -> tuple[str, ...]:
     warnings = [*ask.warnings]
-    if ask.params.img_cfg is not None and model_options.supports(spec, "img_cfg"):
+    # The runtime uses img_cfg only if it differs from cfg_scale.
+    image_guidance = ask.params.img_cfg not in (None, cfg_scale)
+    if image_guidance and model_options.supports(spec, "img_cfg"):
         warnings.append(
             f"{ask.client_name('img_cfg')} has no effect unless the weights of '{spec.id}' are for "
             "inpainting or InstructPix2Pix."

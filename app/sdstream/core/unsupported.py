@@ -37,8 +37,8 @@ def no_reference_index(spec: ModelSpec) -> str | None:
 
 
 def no_image_guidance(spec: ModelSpec) -> str | None:
-    """Return why a model ignores ``img_cfg``: the runtime implements it for U-Nets only."""
-    if spec.traits.unet:
+    """Return why a model ignores ``img_cfg``: it is for U-Nets and FLUX.1 Fill only."""
+    if spec.traits.unet or spec.family == "flux":
         return None
     return f"the model '{spec.id}' does not support image guidance; use cfg_scale"
 

@@ -419,7 +419,7 @@ def test_sigmas_fall_to_nothing(shipped_catalog: Catalog, sigmas: list[float]) -
     ("model", "options", "sources", "why"),
     [
         ("plain", {"shifted_timestep": 250}, NOTHING, "is not a Stable Diffusion XL model"),
-        ("flow", {"img_cfg": 2}, PICTURE, "does not support image guidance; use cfg_scale"),
+        ("looker", {"img_cfg": 2}, PICTURE, "does not support image guidance; use cfg_scale"),
         ("plain", {"increase_ref_index": True}, PICTURE, "needs a reference image"),
         ("counter", {"increase_ref_index": True}, LOOKED_AT, "always numbers its reference images"),
         ("looker", {"increase_ref_index": True}, NOTHING, "reference image"),
@@ -445,10 +445,12 @@ def test_options_of_these_models() -> None:
     assert ask(model="tiled", vae_tile_size_x=64).options.vae_tile_size_x == 64
     counted = ask(model="looker", sources=LOOKED_AT, increase_ref_index=True)
     assert counted.options.increase_ref_index
-    guided = ask(img_cfg=1.5, sources=PICTURE)
-    assert guided.options.img_cfg == 1.5
-    assert "img_cfg has no effect unless the weights of 'plain' are for" in guided.warnings[0]
-    unguided = ask(model="flow", img_cfg=1.0)
+    for model in ("plain", "flow"):  # FLUX.1 Fill is of the family of "flow"
+        guided = ask(model=model, img_cfg=1.5, sources=PICTURE)
+        assert guided.options.img_cfg == 1.5
+        assert f"img_cfg has no effect unless the weights of '{model}' are" in guided.warnings[0]
+    assert ask(model="flow", img_cfg=1.0).warnings == ()  # the same as cfg_scale
+    unguided = ask(model="looker", img_cfg=1.0, sources=LOOKED_AT)
     assert (unguided.options.img_cfg, unguided.warnings) == (None, ())
 
 
