@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+import yaml
 
 from tests.support.pictures import from_base64
 from tests.support.servers import ServerProcess, running_server
@@ -158,6 +159,34 @@ def test_a_lora_acts_by_its_scale_and_leaves_nothing_behind(lora_server: ServerP
     assert len({plain, strong, weak}) == 3
     assert drawn(lora_server) == plain
     assert drawn(lora_server, {"id": "bent", "scale": 1.0}) == strong
+
+
+def test_lora_modes(tmp_path: Path) -> None:
+    """A LoRA acts on quantised weights beside them; it is not merged into them."""
+    (tmp_path / "loras").mkdir()
+    write_lora(tmp_path / "loras" / "bent.safetensors", pair(LAYER))
+    entries = [
+        {
+            "id": mode,
+            "family": "ovis_image",
+            "files": {"model": "builtin:drawings"},
+            "size": {"min": 64, "max": 512},
+            "defaults": {"size": "64x64", "cfg_scale": 1.0},
+            "runtime": {"tae": True, "preview": "decode", "lora_mode": mode},
+        }
+        for mode in ("at_runtime", "immediately")
+    ]
+    (tmp_path / "models.yaml").write_text(yaml.safe_dump({"models": entries}))
+    with running_server(
+        tmp_path, models=tmp_path / "models.yaml", lora_dir=tmp_path / "loras"
+    ) as server:
+        body = {**BODY, "model": "at_runtime"}
+        assert server.post(body).content != server.post({**body, "lora": [{"id": "bent"}]}).content
+        answer = server.post({**BODY, "model": "immediately", "lora": [{"id": "bent"}]})
+    assert answer.status_code == 400
+    message = answer.json()["error"]["message"]
+    assert message.startswith("The LoRA 'bent' cannot be merged into quantised weights ('")
+    assert message.endswith("omit 'lora_mode: immediately' in the model's entry in models.yaml.")
 
 
 def test_the_list_of_loras(lora_server: ServerProcess, native_server: ServerProcess) -> None:

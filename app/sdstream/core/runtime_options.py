@@ -64,8 +64,8 @@ class RuntimeOptions(Part):
             larger one into parts. 0 means no limit. It requires ``offload``, and has no effect on
             the CPU.
         lora_mode: "immediately" merges LoRAs into the weights, which makes each step faster.
-            "at_runtime" applies them beside the weights, which quantised weights require. "auto"
-            chooses by the type of the weights.
+            "at_runtime" applies them beside the weights, as is necessary if these are quantised.
+            "auto" chooses by the type of the weights.
         prediction: What a U-Net was trained to predict: noise, velocity, or velocity as in EDM;
             None detects it from the weights.
         rng: Generator of the initial noise: CUDA's, as in AUTOMATIC1111 on a GPU, or the CPU's, as

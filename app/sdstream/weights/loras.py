@@ -74,7 +74,10 @@ def is_quantised(type_name: str) -> bool:
 
 
 def check_fit(
-    tensors: Mapping[str, Shape], names: Collection[str], model: Mapping[str, Weight]
+    tensors: Mapping[str, Shape],
+    names: Collection[str],
+    model: Mapping[str, Weight],
+    mode: str = "auto",
 ) -> tuple[str, ...]:
     """Check that the runtime can apply a LoRA to a model.
 
@@ -82,6 +85,7 @@ def check_fit(
         tensors: The LoRA's tensors by the runtime's names.
         names: The same tensors as the file names them.
         model: The model's weights by the runtime's names.
+        mode: The runtime option ``lora_mode``.
 
     Returns:
         One predicate for each part of the LoRA that is not applied.
@@ -89,10 +93,16 @@ def check_fit(
     Raises:
         LoraUnfit: The LoRA would crash the runtime, or have no effect.
     """
-    at_runtime = any(weight.quantised for weight in model.values())
+    quantised = any(weight.quantised for weight in model.values())
+    at_runtime = mode == "at_runtime" or (mode == "auto" and quantised)
     applied = 0
     for name, found in _by_weight(tensors, model).items():
         weight = model[name]
+        if weight.quantised and not at_runtime:
+            raise LoraUnfit(
+                f"cannot be merged into quantised weights ('{name}'); omit 'lora_mode: {mode}' in "
+                "the model's entry in models.yaml"
+            )
         for parts in _complete(found):
             _check_form(name, parts, weight)
             _check_ranks(name, parts)

@@ -161,6 +161,20 @@ def test_differences_over_plain_weights() -> None:
     assert check(FACTORISED, F16) == ()
 
 
+def test_modes() -> None:
+    """A LoRA is not merged into quantised weights, and is applied beside weights of any type."""
+    fits = lora(QKV, (256, 4), (4, 768))
+    for mode, model in (("auto", Q8), ("at_runtime", Q8), ("at_runtime", F16)):
+        assert check_fit(fits, fits, model, mode) == ()
+    assert check_fit(fits, fits, F16, "immediately") == ()
+    with pytest.raises(LoraUnfit, match="cannot be merged into quantised weights"):
+        check_fit(fits, fits, Q8, "immediately")
+    padded = lora(QKV, (1, 1, 256, 4), (1, 1, 4, 768))
+    assert check_fit(padded, padded, F16) == ()
+    with pytest.raises(LoraUnfit, match="do not have 2 dimensions"):
+        check_fit(padded, padded, F16, "at_runtime")
+
+
 def test_parts() -> None:
     """A LoRA that fits in part gives a warning with both numbers."""
     fits = lora(QKV, (256, 4), (4, 768))

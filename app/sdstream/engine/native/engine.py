@@ -151,6 +151,7 @@ class NativeEngine:
             files,
             unet=FAMILIES[command.family].unet,
             wtype=command.runtime["wtype"] or "",
+            mode=command.runtime["lora_mode"],
             version=version,
         )
         self._direct = bool(params.vae_conv_direct)

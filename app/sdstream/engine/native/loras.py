@@ -42,18 +42,22 @@ _EXPONENTS: Final = {
 class LoraCheck:
     """The check, before an image, that its LoRAs can be applied, completely or in part."""
 
-    def __init__(self, files: Mapping[str, Path], *, unet: bool, wtype: str, version: str) -> None:
+    def __init__(
+        self, files: Mapping[str, Path], *, unet: bool, wtype: str, mode: str, version: str
+    ) -> None:
         """Store the description of the model; the first check reads the headers of its files.
 
         Args:
             files: Component of models.yaml -> file.
             unet: The model has a UNet.
             wtype: Type that the weights were converted to; empty if they were not converted.
+            mode: The runtime option ``lora_mode``.
             version: Name of the kind of model in the runtime's log.
         """
         self._files = files
         self._unet = unet
         self._wtype = wtype
+        self._mode = mode
         self._version = version_number(version)
         self._model: dict[str, Weight] | None = None
 
@@ -77,7 +81,7 @@ class LoraCheck:
             for tensor, shape in found.shapes.items()
         }
         try:
-            left_out = check_fit(tensors, found.shapes, self._model)
+            left_out = check_fit(tensors, found.shapes, self._model, self._mode)
         except LoraUnfit as error:
             message = f"The LoRA '{name}' {error}."
             raise EngineError(Reason.LORA_UNUSABLE, message) from None
