@@ -120,7 +120,7 @@ def test_a_model_that_is_not_pulled(sdstream: Run) -> None:
     """The error contains the command that pulls the model."""
     listed = sdstream("models", SDSTREAM_MODEL=f"https://hf.co/{REPO}/blob/main/x.gguf")
     assert listed.returncode == 78
-    assert f"'sdstream pull hf:{REPO}/x.gguf' or --pull downloads it" in said(listed)
+    assert f"'sdstream pull hf:{REPO}/x.gguf' downloads it" in said(listed)
 
 
 # --- proxies ------------------------------------------------------------------------------------

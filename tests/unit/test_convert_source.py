@@ -58,9 +58,18 @@ def test_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, 
     [
         ("mine", "mine.safetensors is empty."),
         ("two:q8_0", "not downloaded: 'sdstream pull two:q8_0' downloads it (1.5 GB)."),
-        ("hf:owner/two/a.gguf", "is not downloaded; 'sdstream pull hf:owner/two/a.gguf' or"),
-        ("ms:owner/two/a.gguf", "is not downloaded; 'sdstream pull ms:owner/two/a.gguf' or"),
-        ("https://huggingface.co/o/r/blob/main/a.gguf", "'sdstream pull hf:o/r/a.gguf' or"),
+        (
+            "hf:owner/two/a.gguf",
+            "is not downloaded; 'sdstream pull hf:owner/two/a.gguf' downloads it.",
+        ),
+        (
+            "ms:owner/two/a.gguf",
+            "is not downloaded; 'sdstream pull ms:owner/two/a.gguf' downloads it.",
+        ),
+        (
+            "https://huggingface.co/o/r/blob/main/a.gguf",
+            "'sdstream pull hf:o/r/a.gguf' downloads it.",
+        ),
         ("nothing.gguf", "nothing.gguf cannot be read (No such file or directory)."),
     ],
 )

@@ -237,9 +237,7 @@ def pulled(address: str, hub: Hub) -> Path:
         raise ModelError(f"{error}.") from None
     path = hub.find(file)
     if path is None:
-        raise ModelError(
-            f"{file} is not downloaded; 'sdstream pull {file.location}' or --pull downloads it."
-        )
+        raise ModelError(f"{file} is not downloaded; 'sdstream pull {file.location}' downloads it.")
     return path
 
 
