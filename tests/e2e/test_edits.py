@@ -64,6 +64,17 @@ def pixels(image: Image.Image) -> np.ndarray[Any, np.dtype[np.int16]]:
     return np.asarray(image.convert("RGB")).astype(np.int16)
 
 
+def test_an_image_without_what_the_prompt_names(native_server: ServerProcess) -> None:
+    """A nearly plain image is warned of, unless the prompt asks for one."""
+    plain = {"image": file_of(Image.new("RGB", (128, 128), "white"))}
+    found = {
+        prompt: post(native_server, plain, prompt=prompt, strength="0.05").json().get("warnings")
+        for prompt in ("a red circle", "a plain white background")
+    }
+    assert found["a plain white background"] is None
+    assert [text for text in found["a red circle"] if "shows nothing that the prompt" in text]
+
+
 INSIDE = pixels(luminance_mask().convert("RGB"))[..., 0] > 0
 
 

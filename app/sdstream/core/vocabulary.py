@@ -75,6 +75,10 @@ class Vocabulary:
             and (not self._knows(word) or (word not in self.names and self._astray(word, words)))
         ]
 
+    def names_thing(self, prompt: str) -> bool:
+        """Return whether a prompt names a thing, so that the image should not be empty."""
+        return any(word in self.names for word in _words(prompt))
+
     def _unknown_words(self, model: str, prompt: str) -> str | None:
         unknown = self.unknown(prompt)
         if not unknown:

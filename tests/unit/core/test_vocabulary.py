@@ -148,6 +148,12 @@ def test_negations(prompt: str, word: str | None) -> None:
     assert word not in NAMED.unknown(prompt)
 
 
+def test_things() -> None:
+    """A prompt such as "plain blue" names no thing, so a plain image is right."""
+    assert NAMED.names_thing("a red Star")
+    assert not NAMED.names_thing("a plain blue background")
+
+
 def test_a_negation_that_is_known() -> None:
     """A negation in the captions of the model is not warned of."""
     assert not Vocabulary({"no", "cat"}, ("cat",)).warnings("tiny", "no cat")

@@ -33,6 +33,7 @@ from sdstream.core.model_families import FAMILIES
 from sdstream.core.model_spec import CPU
 from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.request import GenerationRequest
+from sdstream.core.vocabulary import Vocabulary
 from sdstream.engine.native import kernels
 from sdstream.engine.native.abort import AbortFlag
 from sdstream.engine.native.back_projection import with_colours_of
@@ -40,6 +41,7 @@ from sdstream.engine.native.bindings import (
     LOG_LEVELS,
     free,
     has_fast_kernels,
+    is_empty,
     is_uniform,
     lib,
     native_image,
@@ -63,7 +65,7 @@ from sdstream.engine.native.progress import ImageProgress, LoadProgress
 from sdstream.engine.port import Emit
 from sdstream.system import available_cores
 from sdstream.weights import inspection
-from sdstream.weights.embedded import UPSCALERS, materialise
+from sdstream.weights.embedded import UPSCALERS, materialise, vocabularies
 from sdstream.weights.embeddings import prepared_embeddings
 from sdstream.weights.folders import weight_files
 
@@ -75,6 +77,10 @@ _LORA_LOST: Final = re.compile(r"load lora tensors from .* failed")
 _ONE_COLOUR: Final = (
     "All pixels of the image have the same colour. Possible causes are damaged or NaN weights, and "
     "options far from the model's defaults."
+)
+_EMPTY: Final = (
+    "The image is nearly a single colour and shows nothing that the prompt names. Use another "
+    "seed, or name fewer things."
 )
 
 _PREVIEW_MODES: Final = {
@@ -104,6 +110,7 @@ class NativeEngine:
         self._direct = False
         self._lost_lora = False
         self._loras: LoraCheck
+        self._vocabulary: Vocabulary | None = None
         self._secrets: dict[str, str] = {}
         self._first_error = ""
         self._preview_mode = sd.Preview.PREVIEW_PROJ
@@ -128,6 +135,7 @@ class NativeEngine:
             component: materialise(location, Path(command.cache_dir))
             for component, location in command.files.items()
         }
+        self._vocabulary = vocabularies().get(command.files.get("model", ""))
         self._cores = available_cores()
         self._threads = command.runtime["threads"] or self._cores
         self._secrets = {str(path): component for component, path in files.items()}
@@ -307,6 +315,10 @@ class NativeEngine:
             return None  # the last operations may be incomplete
         if is_uniform(picture):
             self._warnings.append(_ONE_COLOUR)
+        elif (
+            self._vocabulary and self._vocabulary.names_thing(request.prompt) and is_empty(picture)
+        ):
+            self._warnings.append(_EMPTY)
         if self._lost_lora:
             # The runtime generated without the LoRA and reported this only in its log.
             raise EngineError(
