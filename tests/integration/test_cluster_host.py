@@ -91,7 +91,10 @@ async def test_a_machine_says_what_it_lacks(tmp_path: Path) -> None:
     assert problems == [f"it has sdstream {__version__}, and the front has 0.0.0"]
     path = str(tmp_path / "m.gguf")
     needs = {"files": {"model": path}, "sizes": {"model": 4}, "folders": {}}
-    assert await host.start(__version__, "fake", needs, {}) == (0, [f"{path} does not exist"])
+    assert await host.start(__version__, "fake", needs, {}) == (
+        0,
+        [f"{path} does not exist, or this user cannot reach it"],
+    )
     await host.stop()
 
 

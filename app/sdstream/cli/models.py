@@ -37,6 +37,7 @@ from sdstream.core.locations import HubFile, is_address
 from sdstream.core.model_spec import ModelSpec, Variant
 from sdstream.settings import Settings
 from sdstream.weights.discovery import absolute, read_catalog
+from sdstream.weights.folders import size_of
 from sdstream.weights.hub import Hub, Remote
 from sdstream.weights.hub_errors import HubError
 
@@ -406,7 +407,7 @@ def _row(spec: ModelSpec, size: str, state: str, name: str = "") -> tuple[str, .
 def _at_home(settings: Settings, catalog: Catalog, spec: ModelSpec) -> tuple[str, str]:
     """Return the size of a model's files and the model's state."""
     paths = {absolute(settings, place) for _, place in spec.files.items()}
-    size = sum(path.stat().st_size for path in paths if path.is_file())
+    size = sum(size_of(path) or 0 for path in paths)
     state = "default" if spec.id == catalog.default else "here"
     return (decimal(size) if size else "", state)
 

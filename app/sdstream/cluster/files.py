@@ -16,7 +16,7 @@ from typing import Any, Final
 from sdstream.core.locations import BUILTIN, HUBS, HubFile
 from sdstream.core.messages import Load
 from sdstream.settings import Settings
-from sdstream.weights.folders import candidate_files
+from sdstream.weights.folders import candidate_files, size_of
 from sdstream.weights.hub import Hub
 from sdstream.weights.hub_sites import SITES
 
@@ -44,9 +44,9 @@ def needs_of(settings: Settings, load: Load) -> dict[str, Any]:
     hub = Hub(settings.model_dir).folder
     files = {component: _portable(hub, place) for component, place in load.files.items()}
     sizes = {
-        component: Path(place).stat().st_size
+        component: size
         for component, place in files.items()
-        if not place.startswith((*HUBS, BUILTIN)) and Path(place).is_file()
+        if not place.startswith((*HUBS, BUILTIN)) and (size := size_of(Path(place))) is not None
     }
     folders = {name: _listing(folder) for name, folder in settings.asset_folders().items()}
     return {"files": files, "sizes": sizes, "folders": folders}
@@ -78,10 +78,11 @@ def problems(settings: Settings, needs: Mapping[str, Any]) -> list[str]:
     found = []
     for component, size in needs["sizes"].items():
         path = Path(needs["files"][component])
-        if not path.is_file():
-            found.append(f"{path} does not exist")
-        elif path.stat().st_size != size:
-            found.append(f"{path} has {path.stat().st_size} bytes instead of {size}")
+        own = size_of(path)
+        if own is None:
+            found.append(f"{path} does not exist, or this user cannot reach it")
+        elif own != size:
+            found.append(f"{path} has {own} bytes instead of {size}")
     for name, wanted in needs["folders"].items():
         folder: Path | None = getattr(settings, name)
         flag = f"--{name.replace('_', '-')}"

@@ -47,7 +47,13 @@ from sdstream.weights.discovery import absolute, load_catalog, refresh_catalog
 from sdstream.weights.embedded import MODELS as BUILTIN_MODELS
 from sdstream.weights.embedded import UPSCALERS, vocabularies
 from sdstream.weights.embedded import checksum_of as builtin_checksum
-from sdstream.weights.folders import PICKLES, candidate_files, name_of, name_problem
+from sdstream.weights.folders import (
+    PICKLES,
+    candidate_files,
+    name_of,
+    name_problem,
+    size_of,
+)
 from sdstream.weights.inspection import Asset, examine
 
 logger = logging.getLogger(__name__)
@@ -343,13 +349,15 @@ def _file_bytes(settings: Settings, spec: ModelSpec) -> int:
     The pool uses it as an estimate of the memory that a model needs, until the model has run.
     """
     paths = (absolute(settings, place) for _, place in spec.files.items())
-    return sum(path.stat().st_size for path in paths if path.is_file())
+    return sum(size_of(path) or 0 for path in paths)
 
 
 def _are_there(settings: Settings, spec: ModelSpec) -> bool:
     """Return whether a model's files exist; the fake engine and built-in models need none."""
     places = [place for _, place in spec.files.items() if not place.startswith(BUILTIN)]
-    return settings.engine == "fake" or all(absolute(settings, p).is_file() for p in places)
+    return settings.engine == "fake" or all(
+        size_of(absolute(settings, p)) is not None for p in places
+    )
 
 
 def load_command(settings: Settings, spec: ModelSpec) -> Load:

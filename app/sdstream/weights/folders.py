@@ -1,8 +1,9 @@
-"""Files in the operator's own folders: LoRAs, embeddings and upscalers."""
+"""Files on disk, and those in the operator's own folders: LoRAs, embeddings and upscalers."""
 
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -11,6 +12,18 @@ _ENDINGS: Final = (".safetensors", ".gguf")
 PICKLES: Final = (".pth", ".pt", ".ckpt", ".bin")
 #: Maximum depth of subfolders.
 _MAX_DEPTH: Final = 8
+
+
+def size_of(path: Path) -> int | None:
+    """Return the size of a file in bytes; None if it does not exist or cannot be reached.
+
+    Path.is_file raises PermissionError if its folder may not be entered.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def weight_files(folder: Path | str | None) -> dict[str, Path]:
@@ -72,7 +85,6 @@ def _files(folder: Path | str | None, endings: tuple[str, ...]) -> dict[str, Pat
         for name in names:
             path = here / name
             hidden = name.startswith(".")
-            # Path.is_file raises an error in a folder whose files may be listed but not opened.
-            if not hidden and path.suffix.lower() in endings and os.path.isfile(path):  # noqa: PTH113
+            if not hidden and path.suffix.lower() in endings and size_of(path) is not None:
                 found[path.relative_to(folder).as_posix()] = path
     return dict(sorted(found.items()))

@@ -74,7 +74,9 @@ def test_other_files_must_be_the_same(tmp_path: Path) -> None:
     path.write_bytes(b"123")
     assert problems(machine(tmp_path), needs) == [f"{path} has 3 bytes instead of 4"]
     path.unlink()
-    assert problems(machine(tmp_path), needs) == [f"{path} does not exist"]
+    assert problems(machine(tmp_path), needs) == [
+        f"{path} does not exist, or this user cannot reach it"
+    ]
 
 
 @pytest.mark.parametrize("name", ["lora_dir", "embedding_dir", "upscaler_dir"])

@@ -37,14 +37,14 @@ def test_a_folder_whose_files_cannot_be_opened(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     (tmp_path / "files" / "locked").chmod(0o444)
     program = (
-        "import os, pathlib; from sdstream.weights.folders import weight_files\n"
+        "import os, pathlib; from sdstream.weights.folders import size_of, weight_files\n"
         "if os.geteuid() == 0: os.seteuid(65534)\n"
-        "print(*weight_files(pathlib.Path('files')))"
+        "print(*weight_files(pathlib.Path('files')), size_of(pathlib.Path('files/locked/b.gguf')))"
     )
     command = [sys.executable, "-c", program]
     tried = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     (tmp_path / "files" / "locked").chmod(0o700)
-    assert (tried.stdout, tried.stderr) == ("a\n", "")
+    assert (tried.stdout, tried.stderr) == ("a None\n", "")
 
 
 @pytest.mark.parametrize(
