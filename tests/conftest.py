@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from sdstream.core.catalog import Catalog
@@ -16,6 +17,10 @@ from tests.support.s3 import S3, started_s3
 from tests.support.servers import ServerProcess, running_server
 
 ROOT = Path(__file__).parent.parent
+
+# A busy machine takes longer for an example.
+hypothesis.settings.register_profile("sdstream", deadline=None)
+hypothesis.settings.load_profile("sdstream")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -176,7 +176,7 @@ class JobMachine(RuleBasedStateMachine):
 
 
 TestJobMachine = JobMachine.TestCase
-TestJobMachine.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+TestJobMachine.settings = settings(max_examples=200, stateful_step_count=30)
 
 
 @given(st.lists(EVENTS, max_size=40))

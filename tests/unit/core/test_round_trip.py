@@ -6,7 +6,7 @@ import json
 from typing import Any, Final
 
 import pytest
-from hypothesis import given, reject, settings
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from sdstream.core import infotext
@@ -146,7 +146,6 @@ options = {
 every = {**options, **caches, **second_passes, **edits}
 
 
-@settings(deadline=None)  # one example takes many steps
 @given(st.data(), st.sampled_from([*SOURCES]))
 def test_the_text_of_an_image_leads_to_the_same_request(data: st.DataObject, inputs: str) -> None:
     """The text inside an image file, sent back, gives the request of that image."""

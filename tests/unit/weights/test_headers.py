@@ -166,9 +166,7 @@ def test_thousands_of_tensors_and_a_vocabulary(tmp_path: Path) -> None:
     assert len(read(tmp_path / "x").tensors) == 2000
 
 
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_change_of_a_header_ends_in_a_sentence_or_in_tensors(
     tmp_path: Path, data: st.DataObject
