@@ -54,6 +54,8 @@ SEEDS_PER_STEP = 1 << 20
 
 TEXT_LENGTH = 30
 """Number of text tokens per training image: the real ones and a sample of the padding."""
+DISTURBED = 0.3
+"""Share of the captions that get meaningless words."""
 WARM_UP_STEPS = 100
 LAST_RATE = 0.03
 """Share of the learning rate that remains at the end of the annealing."""
@@ -159,12 +161,19 @@ class NetworkBatches(Dataset[Batch]):
         }
 
     def _disturb(self, rng: np.random.Generator, row: list[int]) -> list[int]:
-        """Insert a meaningless word into some captions, so that such words do no harm."""
+        """Insert one to three meaningless words into some captions, so that they do no harm.
+
+        Half of them stand at the beginning, as in "we see two red circles".
+        """
         last = len(row) - len(text.TAIL_IDS)
-        if last > 2 and rng.random() < 0.1:
-            return [*row[: (at := int(rng.integers(1, last + 1)))],
-                    int(rng.choice(self.vocabulary.stranger_rows())), *row[at:]]  # fmt: skip
-        return row
+        if last <= 2 or rng.random() > DISTURBED:
+            return row
+        at = 1 if rng.random() < 0.5 else int(rng.integers(1, last + 1))
+        strangers = rng.choice(self.vocabulary.stranger_rows(), int(rng.integers(1, 4)))
+        # Most words of the language have no row of their own.
+        unknown = rng.random(len(strangers)) < 0.5
+        words = np.where(unknown, self.vocabulary.unknown_row, strangers)
+        return [*row[:at], *map(int, words), *row[at:]]
 
 
 @dataclass
