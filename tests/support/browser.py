@@ -27,7 +27,7 @@ PATIENCE: Final = 30_000
 
 #: Records every value of the progress bar, the image and the announcer, for tests to read later.
 _RECORDER: Final = """
-window.seen = {bar: [], image: [], told: []};
+window.seen = {bar: [], image: [], status: [], told: []};
 addEventListener("DOMContentLoaded", () => {
     const watch = (id, options, note) => {
         const element = document.getElementById(id);  // not on every page
@@ -37,6 +37,7 @@ addEventListener("DOMContentLoaded", () => {
         if (target.position >= 0) seen.bar.push(target.value);
     });
     watch("image", {attributeFilter: ["src"]}, ([{target}]) => seen.image.push(target.src));
+    watch("status", {childList: true}, ([{target}]) => seen.status.push(target.textContent));
     watch("announcer", {childList: true}, ([{target}]) => {
         if (target.textContent) seen.told.push(target.textContent);
     });
@@ -131,6 +132,6 @@ class Visitor:
 
 
 def seen(page: Page) -> dict[str, list[Any]]:
-    """Every recorded value: of the bar in percent, of the image's address, of announcements."""
+    """Every recorded value: of the bar in percent, of the image's address, of both texts."""
     found: dict[str, list[Any]] = page.evaluate("seen")
     return found
