@@ -62,7 +62,7 @@ from sdstream.settings import Settings, worker_environment
 from sdstream.weights.discovery import load_catalog
 from sdstream.weights.embedded import materialise
 
-WORKS = (Work("128x128", 4), Work("128x128", 20), Work("192x192", 4), Work("192x192", 20))
+WORKS = (Work("128x128", 4), Work("128x128", 20), Work("192x128", 4), Work("192x128", 20))
 
 _LEGEND = """\
 - bare     wall time minus that of the bare call of the same round; ratio: of the two, p50
@@ -96,8 +96,8 @@ class Plan:
 
 
 QUICK = Plan(2.0, 1, (1, 5), Work("128x128", 4), 3.0)
-USUAL = Plan(45.0, 5, (1, 20), Work("192x192", 4), 15.0)
-LONG = Plan(240.0, 30, (1, 20, 100), Work("192x192", 4), 60.0)
+USUAL = Plan(45.0, 5, (1, 20), Work("192x128", 4), 15.0)
+LONG = Plan(240.0, 30, (1, 20, 100), Work("192x128", 4), 60.0)
 
 
 class Arena:

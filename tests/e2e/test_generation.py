@@ -377,7 +377,7 @@ def test_a_cancel_leaves_the_model_loaded(native_server: ServerProcess, step: in
 def test_a_cancel_while_decoding(native_server: ServerProcess) -> None:
     """A cancel during decoding frees the worker soon, and the worker keeps its model."""
     worker = native_server.worker_pid()
-    call = Call(native_server, {**SMALL, "size": "192x192", "sample_steps": 1, "stream": True})
+    call = Call(native_server, {**SMALL, "size": "192x128", "sample_steps": 1, "stream": True})
     call.wait_for_step(1)
     call.leave()
     wait_until(lambda: native_server.metric("sdstream_running_jobs") == 0, 5, "it goes on")

@@ -114,9 +114,9 @@ class Vocabulary:
             return None
         named = ", ".join(f"'{thing}'" for thing in mentions[:_MOST_NAMED])
         return (
-            f"The model '{model}' does not know numbers such as '{number}' together with several "
-            f"things ({named}): the image is usually wrong. Name only one of these things, ask for "
-            "one of each, or use a larger model."
+            f"The model '{model}' is unreliable with numbers such as '{number}' together with "
+            f"several things ({named}): the image is often wrong. Name only one of these things, "
+            "ask for one of each, or use a larger model."
         )
 
     def _plural(self, model: str, words: Sequence[str]) -> str | None:
