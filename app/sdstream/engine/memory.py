@@ -57,12 +57,12 @@ class Memory:
             self._seen[seat.spec.id] = max(now, self._seen.get(seat.spec.id, 0))
         return now
 
-    def record_load(self, seat: Seat, here: Sequence[Seat]) -> None:
+    def record_load(self, seat: Seat, seats: Sequence[Seat]) -> None:
         """Record the GPU memory that a worker measured when it loaded its model.
 
         Args:
             seat: The worker.
-            here: All workers in its place.
+            seats: All workers.
         """
         loaded = seat.worker.loaded
         if loaded is None or loaded is seat.recorded:
@@ -70,7 +70,9 @@ class Memory:
         seat.recorded = loaded
         if seat.gpu is None or not loaded.gpu_free_bytes:
             return
-        others = (s for s in here if s is not seat and s.gpu == seat.gpu and s.recorded is not None)
+        place = seat.worker.place
+        here = (s for s in seats if s is not seat and s.worker.place == place)
+        others = (s for s in here if s.gpu == seat.gpu and s.recorded is not None)
         if loaded.gpu_used_bytes:  # some drivers report the same free memory at all times
             self._on_gpu[seat.spec.id] = loaded.gpu_used_bytes
         self._gpus[seat.gpu] = loaded.gpu_free_bytes + sum(

@@ -235,8 +235,7 @@ class WorkerPool:
         for seat in self._seats:
             if seat.worker.is_up:
                 self._sound.add(seat.spec.id)
-                here = [s for s in self._seats if s.worker.place == seat.worker.place]
-                self._memory.record_load(seat, here)
+                self._memory.record_load(seat, self._seats)
             elif self.failed(seat.spec.id) is not None:
                 self._sound.discard(seat.spec.id)
             ready = seat.worker.state is WorkerState.READY and not seat.taken

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from sdstream.core.similar import most_similar
 from sdstream.settings import Settings, variable
 from sdstream.weights.embedded import MODELS as BUILTIN_MODELS
 from sdstream.weights.embedded import UPSCALERS, materialise
-from sdstream.weights.folders import weight_files
+from sdstream.weights.folders import expanded, weight_files
 from sdstream.weights.headers import BadFile
 from sdstream.weights.hub import Hub
 from sdstream.weights.inspection import check, inspect
@@ -162,13 +161,8 @@ def absolute(settings: Settings, location: str) -> Path:
     expanded. Symbolic links are not resolved, because links in the hub's cache point to files
     whose names are checksums.
     """
-    expanded = _VARIABLE.sub(lambda match: variable(match[1]) or match[0], location)
-    return (settings.models.resolve().parent / _expanded(expanded)).absolute()
-
-
-def _expanded(path: str) -> str:
-    # Path.expanduser raises an error for a user who does not exist.
-    return os.path.expanduser(path)  # noqa: PTH111
+    path = expanded(_VARIABLE.sub(lambda match: variable(match[1]) or match[0], location))
+    return (settings.models.resolve().parent / path).absolute()
 
 
 def _missing(settings: Settings, location: str) -> str | None:
@@ -203,7 +197,7 @@ def _hint(location: str) -> str:
     """Return the part of a location that was not expanded although it looks as if it should be."""
     if "$" in _VARIABLE.sub("", location):
         return "; only the form ${NAME} of environment variables is expanded"
-    if _expanded(location).startswith("~"):
+    if str(expanded(location)).startswith("~"):
         return f"; there is no user '{location[1:].partition('/')[0]}'"
     return ""
 
@@ -216,7 +210,7 @@ def _led_by(name: str, catalog: Catalog, hub: Hub) -> Catalog:
         return catalog.led_by(name)
     if is_address(name):
         return catalog.plus(_lone_model(pulled(name, hub), catalog))
-    path = Path(_expanded(name))
+    path = expanded(name)
     why = _unusable(path)
     if why is None:
         return catalog.plus(_lone_model(path.absolute(), catalog))

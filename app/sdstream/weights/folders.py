@@ -14,6 +14,14 @@ PICKLES: Final = (".pth", ".pt", ".ckpt", ".bin")
 _MAX_DEPTH: Final = 8
 
 
+def expanded(path: Path | str) -> Path:
+    """Return a path with the home folder in place of ``~``; unchanged for an unknown user.
+
+    Path.expanduser raises RuntimeError for a user who does not exist.
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 def size_of(path: Path) -> int | None:
     """Return the size of a file in bytes; None if it does not exist or cannot be reached.
 

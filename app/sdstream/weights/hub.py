@@ -50,6 +50,7 @@ from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # 
 from rich.filesize import decimal
 
 from sdstream.core.locations import HubFile
+from sdstream.weights.folders import expanded
 from sdstream.weights.hub_errors import HubError, cause_of, pause_after, sentences, short
 from sdstream.weights.hub_sites import SITES
 
@@ -106,8 +107,7 @@ class Hub:
     """
 
     def __init__(self, folder: Path | None, sleep: Callable[[float], None] = time.sleep) -> None:
-        # Path.expanduser raises an error for a user who does not exist.
-        self.folder = Path(os.path.expanduser(folder or constants.HF_HUB_CACHE))  # noqa: PTH111
+        self.folder = expanded(folder or constants.HF_HUB_CACHE)
         self._sleep = sleep
 
     @property

@@ -27,29 +27,21 @@ from sdstream.core.resolve import resolve
 from sdstream.core.samplers import CACHE_KNOBS, HIRES_UPSCALERS, SAMPLERS, SCHEDULES
 from sdstream.core.size import Size
 from sdstream.dialects.rendering import parameters
+from tests.unit.core.test_enlargement import ENTRY
 
 CATALOG: Final = Catalog.parse(
-    """
-models:
+    f"""
+default: plain{ENTRY}
   - id: plain
     family: sd1
-    files: {model: m}
-    defaults: {schedule: karras}
+    files: {{model: m}}
+    defaults: {{schedule: karras}}
   - id: guided
     family: flux
-    files: {model: m}
+    files: {{model: m}}
   - id: layers
     family: sd3
-    files: {model: m}
-  - id: small
-    family: ovis_image
-    files: {model: m}
-    defaults: {size: 128x128}
-    size:
-      min: 64
-      max: 512
-      enlarge: {sizes: [128x128, 192x128, 128x192, 192x192], upscaler: four, max: 1536,
-                max_pixels: 1600000}
+    files: {{model: m}}
 """
 )
 ASSETS: Final = Assets(
